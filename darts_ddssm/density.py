@@ -1,0 +1,57 @@
+"""
+What darts' likelihoods must tell of themselves for a model with missing values.
+
+Letters: B batch, T time steps, C components, K parameters.
+"""
+
+import torch
+from darts.utils.likelihood_models.torch import DirichletLikelihood, TorchLikelihood
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+def _example(likelihood: TorchLikelihood, num_components: int) -> Distribution:
+    """One distribution of the family, to ask for its support."""
+    raw = torch.zeros(1, 1, num_components, likelihood.num_parameters)
+    return likelihood._distr_from_params(likelihood._params_from_output(raw))
+
+
+def in_support(likelihood: TorchLikelihood, values: Tensor) -> Tensor:
+    """Tell which observations (T, C) lie in the support; missing ones do."""
+    if isinstance(likelihood, DirichletLikelihood):
+        # a row with a gap cannot be checked
+        missing = values.isnan().any(-1, keepdim=True)
+        inside = (values > 0) & ((values.sum(-1, keepdim=True) - 1).abs() < 1e-4)
+        return inside | missing
+    return _example(likelihood, values.shape[-1]).support.check(values) | values.isnan()
+
+
+def negative_log_likelihood(
+    likelihood: TorchLikelihood, raw: Tensor, x: Tensor, weight: Tensor
+) -> Tensor:
+    """Mean negative log-likelihood in nats a value, a scalar.
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    raw
+        Raw parameters, (B, T, C, K).
+    x
+        Observations; any number where the weight is zero, (B, T, C).
+    weight
+        Weight of each observation, zero where it is missing, (B, T, C).
+    """
+    num_components = x.shape[-1]
+    if isinstance(likelihood, DirichletLikelihood):
+        # One density for all components of a step, which counts if all are observed.
+        complete = (weight > 0).all(-1)
+        x = torch.where(complete.unsqueeze(-1), x, 1 / num_components)
+        # float32 proportions sum to one only nearly
+        x = x / x.sum(-1, keepdim=True)
+        weight = weight.mean(-1) * complete
+        return likelihood.compute_loss(raw, x, weight) / num_components
+    discrete = _example(likelihood, num_components).support.is_discrete
+    # 1 and 1/2 lie inside the support of every discrete and every continuous family
+    x = torch.where(weight > 0, x, 1.0 if discrete else 0.5)
+    return likelihood.compute_loss(raw, x, weight)

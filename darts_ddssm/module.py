@@ -1,0 +1,202 @@
+"""
+The bridge: the state-space model as a Lightning module of darts.
+
+Letters: B batch, S samples, T time steps, n steps ahead, C components, K parameters.
+"""
+
+from typing import Any
+
+import torch
+from darts.logging import raise_log
+from darts.models.forecasting.pl_forecasting_module import PLForecastingModule
+from darts.utils.data.torch_datasets.utils import (
+    ModuleStage,
+    PLModuleInput,
+    PLModuleOutput,
+    TorchInferenceBatch,
+    TorchTrainingBatch,
+)
+from pytorch_lightning.callbacks import Callback, WeightAveraging
+from torch import Tensor
+
+from darts_ddssm.density import negative_log_likelihood
+from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.window import context_window, inputs_ahead, training_window
+
+# The weight of the KL rises from the first value to 1 over this share of the updates.
+KL_WEIGHT_START = 0.05
+KL_WARM_UP = 0.3
+# Where the number of updates has no limit, the warm-up takes as many as this.
+KL_WARM_UP_UPDATES = 1000
+
+GRADIENT_CLIP_NORM = 1.0
+WEIGHT_AVERAGE_DECAY = 0.999
+
+
+@torch.no_grad()
+def _update_average(averaged: list[Tensor], current: list[Tensor], count: Tensor):
+    """Exponential average whose window grows with the number of updates at first."""
+    rate = max(1 - WEIGHT_AVERAGE_DECAY, 9 / (10 + int(count)))
+    torch._foreach_lerp_(averaged, current, rate)
+
+
+class _DDSSMModule(PLForecastingModule):
+    """Trains a state-space model by its evidence bound and draws its forecasts.
+
+    Parameters
+    ----------
+    num_components, num_parameters, input_size, past_size
+        Sizes C, K, U and P of the state-space model.
+    latent_dim, transition_order, transition, hidden_size
+        As for the state-space model.
+    num_solver_steps
+        Network evaluations a forecast step.
+    **kwargs
+        Arguments of darts' :class:`PLForecastingModule`.
+    """
+
+    kl_weight: Tensor
+
+    def __init__(
+        self,
+        num_components: int,
+        num_parameters: int,
+        input_size: int,
+        past_size: int,
+        latent_dim: int,
+        transition_order: int | None,
+        transition: str,
+        hidden_size: int,
+        num_solver_steps: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_solver_steps = num_solver_steps
+        self.ssm = StateSpaceModel(
+            num_components=num_components,
+            num_parameters=num_parameters,
+            input_size=input_size,
+            past_size=past_size,
+            latent_dim=latent_dim,
+            transition_order=transition_order,
+            transition=transition,
+            hidden_size=hidden_size,
+        )
+        # Saved with the weights and never falling: training that is resumed goes on
+        # where it was, and a trained model that is fitted again starts at 1.
+        self.register_buffer("kl_weight", torch.tensor(KL_WEIGHT_START))
+
+    @property
+    def supports_probabilistic_prediction(self) -> bool:
+        return True
+
+    # --- training ---------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Average the weights; validation, checkpoints and forecasts use the average.
+
+        A hook of the module, so that a trainer of the user's own does it too.
+        """
+        if self.trainer.state.fn != "fit":
+            return []
+        return [WeightAveraging(use_buffers=False, multi_avg_fn=_update_average)]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the gradient at 1 where the trainer does not say otherwise."""
+        if gradient_clip_val is None:
+            gradient_clip_val = GRADIENT_CLIP_NORM
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_batch_start(self, batch: TorchTrainingBatch, batch_idx: int) -> None:
+        num_updates = self.trainer.estimated_stepping_batches
+        warm_up = min(KL_WARM_UP * num_updates, float("inf"))
+        if warm_up == float("inf"):
+            warm_up = KL_WARM_UP_UPDATES
+        progress = min(self.trainer.global_step / max(warm_up, 1.0), 1.0)
+        weight = KL_WEIGHT_START + progress * (1 - KL_WEIGHT_START)
+        self.kl_weight.clamp_(min=weight)
+
+    def _train_val_step(
+        self,
+        batch: TorchTrainingBatch,
+        stage: ModuleStage,
+        criterion: torch.nn.Module,
+        metrics: Any,
+    ) -> Tensor:
+        """Negative evidence bound in nats a value; the KL has weight 1 in validation."""
+        window = training_window(batch, self.output_chunk_shift)
+        raw, kl = self.ssm.elbo(window)
+        nll = negative_log_likelihood(
+            self.likelihood, raw, window.x, window.weight * window.observed
+        )
+        kl = (kl * window.weight.mean(-1)).mean() / window.x.shape[-1]
+        loss = nll + kl * (self.kl_weight if stage is ModuleStage.TRAIN else 1.0)
+        if stage is ModuleStage.TRAIN and not loss.isfinite():
+            raise_log(
+                RuntimeError(
+                    f"The training loss became non-finite (`{loss.item()}`). Check that "
+                    "the target and the covariates are scaled (e.g. with darts' "
+                    "`Scaler`), then try a smaller learning rate (`optimizer_kwargs`) "
+                    "or a smaller `gradient_clip_val` (`pl_trainer_kwargs`). "
+                    "Checkpoints saved before this update are intact."
+                )
+            )
+        self.log(
+            f"{stage.value}_loss",
+            loss,
+            batch_size=batch.past_target.shape[0],
+            prog_bar=True,
+            sync_dist=True,
+        )
+        if len(metrics):
+            # forecasts from the input chunk alone
+            output = self(batch.to_module_input(stage=stage))
+            self._update_metrics(output, batch.future_target, metrics)
+        return loss
+
+    # --- forecasts --------------------------------------------------------------------
+
+    def forward(self, x_in: PLModuleInput) -> PLModuleOutput:
+        """Raw parameters of the output chunk along a mean path: (B, n, C, K)."""
+        window = context_window(x_in)
+        u = inputs_ahead(x_in, self.output_chunk_shift, self.output_chunk_length)
+        history = self.ssm.posterior(self.ssm.encode(window), 1, mean=True)
+        return PLModuleOutput(prediction=self._emit(history, u, mean=True))
+
+    def _emit(self, history: Any, u: Tensor, mean: bool = False) -> Tensor:
+        """Roll the latents out and decode them after the gap: -> (N, n, C, K)."""
+        z = self.ssm.roll_out(history, u, self.num_solver_steps, mean=mean)
+        gap = self.output_chunk_shift
+        return self.ssm.decoder(z[:, gap:], u[:, gap:])
+
+    def predict_step(
+        self,
+        batch: TorchInferenceBatch,
+        batch_idx: int,
+        dataloader_idx: int | None = None,
+    ) -> tuple[Tensor, Any, Any]:
+        """Draw joint sample paths: (S, B, n, C).
+
+        Each series is encoded once. The latent paths are then drawn in groups that take
+        no more memory than a training batch: as many paths as it has time steps.
+        """
+        num_series, length, num_components = batch.past_target.shape
+        projection = self.ssm.encode(context_window(batch))
+        u = inputs_ahead(batch, self.output_chunk_shift, self.pred_n)
+        num_paths = self.pred_batch_size * (length + self.output_chunk_length)
+        group = max(num_paths // num_series, 1)
+        samples = []
+        for start in range(0, self.pred_num_samples, group):
+            num_samples = min(group, self.pred_num_samples - start)
+            history = self.ssm.posterior(projection, num_samples)
+            raw = self._emit(history, u.repeat(num_samples, 1, 1))
+            # (S * B, n, C) -> (S, B, n, C)
+            samples.append(
+                self.likelihood.sample(raw).unflatten(0, (num_samples, num_series))
+            )
+        return torch.cat(samples), batch.series_schema, batch.pred_time

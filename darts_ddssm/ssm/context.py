@@ -1,0 +1,162 @@
+"""
+What the transition sees of the past: the last j latents, or all of them.
+
+A context network turns the past latents and the inputs u_t into a context vector for
+z_t. It works in two ways that give the same result: over a whole path at once, in
+training, and step by step with a carried :class:`History`, in the roll-out.
+
+Letters: N rows, T time steps, D latent dimension, U inputs, H hidden size, J order.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from darts_ddssm.ssm.networks import MLP
+
+
+class History(NamedTuple):
+    """What is carried from step to step of a roll-out.
+
+    Attributes
+    ----------
+    previous
+        The last latent, zero before the first, (N, D).
+    started
+        1 where there is a last latent and 0 before the first step, (N, 1).
+    memory
+        The context network's own state, (N, ...).
+    """
+
+    previous: Tensor
+    started: Tensor
+    memory: Tensor
+
+
+def shift_right(z: Tensor) -> Tensor:
+    """Delay a path by one step, zero first: (N, T, D) -> (N, T, D)."""
+    return nn.functional.pad(z, (0, 0, 1, 0))[:, :-1]
+
+
+class Context(nn.Module, ABC):
+    """Context of z_t from the latents before t and the inputs at t.
+
+    Parameters
+    ----------
+    latent_dim
+        Dimension D of the latent.
+    input_size
+        Number U of inputs known at each step; may be 0.
+    hidden_size
+        Width H of the network and size of the context.
+    """
+
+    def __init__(self, latent_dim: int, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.context_size = hidden_size
+
+    @abstractmethod
+    def forward(self, z: Tensor, u: Tensor) -> Tensor:
+        """Contexts of a whole path: (N, T, D) and (N, T, U) -> (N, T, H)."""
+
+    @abstractmethod
+    def start(self, num_rows: int, like: Tensor) -> History:
+        """Return the empty history of ``num_rows`` paths, of the type of ``like``."""
+
+    @abstractmethod
+    def context(self, history: History, u: Tensor) -> Tensor:
+        """Context of the next step: a history and inputs (N, U) -> (N, H)."""
+
+    @abstractmethod
+    def append(self, history: History, z: Tensor) -> History:
+        """Return the history that ends with ``z``, (N, D)."""
+
+
+class MarkovContext(Context):
+    """Context of a transition of order j: a perceptron on the last j latents.
+
+    Slots before the first step are zero and flagged, so that the same network serves
+    p(z_1) and every p(z_t | fewer than j latents).
+
+    Parameters
+    ----------
+    latent_dim, input_size, hidden_size
+        As for :class:`Context`.
+    order
+        Number J of latents that are seen.
+    """
+
+    def __init__(
+        self, latent_dim: int, input_size: int, hidden_size: int, order: int
+    ) -> None:
+        super().__init__(latent_dim, input_size, hidden_size)
+        self.order = order
+        self.network = MLP(
+            order * (latent_dim + 1) + input_size, hidden_size, hidden_size
+        )
+
+    def forward(self, z: Tensor, u: Tensor) -> Tensor:
+        num_steps = z.shape[1]
+        flagged = torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
+        padded = nn.functional.pad(flagged, (0, 0, self.order, 0))
+        # (N, J + T, D + 1) -> (N, T, J * (D + 1)), oldest slot first
+        slots = [padded[:, i : i + num_steps] for i in range(self.order)]
+        return self.network(torch.cat([*slots, u], dim=-1))
+
+    def start(self, num_rows: int, like: Tensor) -> History:
+        return History(
+            previous=like.new_zeros(num_rows, self.latent_dim),
+            started=like.new_zeros(num_rows, 1),
+            memory=like.new_zeros(num_rows, self.order * (self.latent_dim + 1)),
+        )
+
+    def context(self, history: History, u: Tensor) -> Tensor:
+        return self.network(torch.cat([history.memory, u], dim=-1))
+
+    def append(self, history: History, z: Tensor) -> History:
+        started = torch.ones_like(history.started)
+        kept = history.memory[:, self.latent_dim + 1 :]
+        return History(z, started, torch.cat([kept, z, started], dim=-1))
+
+
+class RecurrentContext(Context):
+    """Context of a transition of unbounded order: a GRU over all past latents.
+
+    Parameters
+    ----------
+    latent_dim, input_size, hidden_size
+        As for :class:`Context`.
+    """
+
+    def __init__(self, latent_dim: int, input_size: int, hidden_size: int) -> None:
+        super().__init__(latent_dim, input_size, hidden_size)
+        self.gru = nn.GRU(latent_dim, hidden_size, batch_first=True)
+        # The latent of one step ago also goes past the GRU, which bounds what it keeps.
+        self.network = MLP(
+            hidden_size + latent_dim + 1 + input_size, hidden_size, hidden_size
+        )
+
+    def forward(self, z: Tensor, u: Tensor) -> Tensor:
+        started = torch.ones_like(z[..., :1])
+        started[:, 0] = 0.0
+        memory = shift_right(self.gru(z)[0])
+        return self.network(torch.cat([memory, shift_right(z), started, u], dim=-1))
+
+    def start(self, num_rows: int, like: Tensor) -> History:
+        return History(
+            previous=like.new_zeros(num_rows, self.latent_dim),
+            started=like.new_zeros(num_rows, 1),
+            memory=like.new_zeros(num_rows, self.gru.hidden_size),
+        )
+
+    def context(self, history: History, u: Tensor) -> Tensor:
+        previous, started, memory = history
+        return self.network(torch.cat([memory, previous, started, u], dim=-1))
+
+    def append(self, history: History, z: Tensor) -> History:
+        # (N, D) -> (N, 1, D), one step of the sequence
+        _, memory = self.gru(z.unsqueeze(1), history.memory.unsqueeze(0))
+        return History(z, torch.ones_like(history.started), memory.squeeze(0))

@@ -1,0 +1,170 @@
+r"""
+The variational posterior q_phi(z_{1:T} | x_{1:T}), structured as the exact one is.
+
+.. math::
+    q_\phi(z_{1:T} | x_{1:T}) = \prod_t q_\phi(z_t | z_{t-1}, x_{t:T}) , \qquad
+    q_\phi(z_t | z_{t-1}, x_{t:T})
+        = N(z_{t-1} + g(z_{t-1}, h_t), \mathrm{diag}\, s^2(z_{t-1}, h_t)) ,
+
+with :math:`h_t` the state of a GRU that runs backward from the end of the data. Given
+:math:`z_{t-1}` the past adds nothing, so that this loses nothing for a Markov model.
+
+Letters: B batch, S samples, T time steps, D latent dimension, F features, H hidden size.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def _posterior_step(
+    z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor, weights: tuple
+) -> tuple[Tensor, ...]:
+    """Draw z_t given z_{t-1}: one step of the recursion for (..., D) and (..., H)."""
+    weight_in, weight_out, bias_out = weights
+    hidden = projection + z @ weight_in.T
+    raw = torch.nn.functional.linear(
+        torch.nn.functional.silu(hidden), weight_out, bias_out
+    )
+    change, raw_std = raw.chunk(2, dim=-1)
+    mean = z + change
+    std = torch.nn.functional.softplus(raw_std) + floor
+    return torch.addcmul(mean, std, noise), mean, std, hidden, raw_std
+
+
+class _PosteriorPath(torch.autograd.Function):
+    """The recursion over t with its derivative by back-propagation through time.
+
+    Written by hand because this loop is the one part of the model that cannot be
+    batched over t: automatic differentiation would record a dozen small operations a
+    step. Here each direction runs a handful, and the derivatives of the weights are
+    single products over all steps.
+
+    All sequences are time-major: projection (T, B, H), noise (T, B, D), floor (T,).
+    """
+
+    @staticmethod
+    def forward(ctx, projection, noise, floor, weight_in, weight_out, bias_out):
+        weights = (weight_in, weight_out, bias_out)
+        z = torch.zeros_like(noise[0])
+        steps = []
+        for projection_t, noise_t, floor_t in zip(
+            projection, noise, floor, strict=True
+        ):
+            steps.append(_posterior_step(z, projection_t, noise_t, floor_t, weights))
+            z = steps[-1][0]
+        path, mean, std, hidden, raw_std = (
+            torch.stack(x) for x in zip(*steps, strict=True)
+        )
+        ctx.save_for_backward(path, noise, hidden, raw_std, weight_in, weight_out)
+        return path, mean, std
+
+    @staticmethod
+    def backward(ctx, grad_path, grad_mean, grad_std):
+        path, noise, hidden, raw_std, weight_in, weight_out = ctx.saved_tensors
+        gate = hidden.sigmoid()
+        activation = hidden * gate
+        slope = gate + activation * (1 - gate)
+        slope_std = raw_std.sigmoid()
+        carry = torch.zeros_like(path[0])
+        grad_raw = torch.empty_like(torch.cat([path, path], dim=-1))
+        grad_hidden = torch.empty_like(hidden)
+        for t in reversed(range(len(path))):
+            grad_z = grad_path[t] + carry
+            change = grad_mean[t] + grad_z
+            std = torch.addcmul(grad_std[t], grad_z, noise[t])
+            torch.cat([change, std * slope_std[t]], dim=-1, out=grad_raw[t])
+            torch.mul(grad_raw[t] @ weight_out, slope[t], out=grad_hidden[t])
+            carry = torch.addmm(change, grad_hidden[t], weight_in)
+        # (T, B, ...) -> (T * B, ...)
+        flat_raw, flat_hidden = grad_raw.flatten(0, 1), grad_hidden.flatten(0, 1)
+        previous = nn.functional.pad(path, (0, 0, 0, 0, 1, 0))[:-1].flatten(0, 1)
+        return (
+            grad_hidden,
+            None,
+            None,
+            flat_hidden.T @ previous,
+            flat_raw.T @ activation.flatten(0, 1),
+            flat_raw.sum(0),
+        )
+
+
+class Encoder(nn.Module):
+    """Backward GRU over the data and the recursion that draws latent paths.
+
+    Parameters
+    ----------
+    input_size
+        Number F of features a step: values, flags, inputs.
+    latent_dim
+        Dimension D of the latent.
+    hidden_size
+        Width H of the GRU and of g.
+    """
+
+    def __init__(self, input_size: int, latent_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.gru = nn.GRU(input_size, hidden_size, batch_first=True)
+        self.project = nn.Linear(hidden_size, hidden_size)
+        self.project_first = nn.Linear(hidden_size, hidden_size)
+        self.weight_in = nn.Parameter(torch.empty(hidden_size, latent_dim))
+        self.out = nn.Linear(hidden_size, 2 * latent_dim)
+        nn.init.kaiming_uniform_(self.weight_in, a=5**0.5)
+        # g and the change of s start at zero: dz_t / dz_{t-1} is then the identity, and
+        # no product of Jacobians explodes over a long window.
+        nn.init.zeros_(self.out.weight)
+        nn.init.constant_(self.out.bias, 0.0)
+        nn.init.constant_(self.out.bias[latent_dim:], -1.5)
+
+    @property
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.weight_in, self.out.weight, self.out.bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Run backward over the data, all that does not depend on z: -> (T, B, H)."""
+        # (B, T, F) -> (B, T, H), from the last step to the first
+        h = self.gru(features.flip(1))[0].flip(1).transpose(0, 1)
+        return torch.cat([self.project_first(h[:1]), self.project(h[1:])])
+
+    def path(self, projection: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw one path a window, with the moments of q at each of its steps.
+
+        Parameters
+        ----------
+        projection
+            Output of :meth:`forward`, (T, B, H).
+        floor
+            Least standard deviation of each step, (T,).
+
+        Returns
+        -------
+        tuple of Tensor
+            Path, mean and standard deviation, (B, T, D) each.
+        """
+        with torch.autocast(projection.device.type, enabled=False):
+            projection = projection.to(self.weight_in.dtype)
+            noise = torch.randn_like(
+                projection[..., :1].expand(-1, -1, self.latent_dim)
+            )
+            steps = _PosteriorPath.apply(projection, noise, floor, *self._weights)
+        # (T, B, D) -> (B, T, D)
+        z, mean, std = (x.transpose(0, 1) for x in steps)
+        return z, mean, std
+
+    def step(
+        self, z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor
+    ) -> Tensor:
+        """Return z_t given z_{t-1} and standard noise, for many paths at once.
+
+        Parameters
+        ----------
+        z
+            Latents of the step before, (S, B, D).
+        projection
+            Output of :meth:`forward` at this step, (B, H).
+        noise
+            Standard normal numbers, (S, B, D); zero for the mean.
+        floor
+            Least standard deviation, a scalar.
+        """
+        return _posterior_step(z, projection, noise, floor, self._weights)[0]

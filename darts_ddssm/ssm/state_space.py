@@ -1,0 +1,191 @@
+r"""
+The state-space model: encoder, transition and emission in one.
+
+.. math::
+    \log p(x_{1:T}) \ge \sum_t \mathbb{E}_q \log p_\theta(x_t | z_t, u_t)
+    - \sum_t \mathbb{E}_q \mathrm{KL}(
+        q_\phi(z_t | z_{t-1}, x_{t:T}) \,\|\, p_\psi(z_t | z_{t-j:t-1}, u_t))
+
+Letters: B batch, S samples, T time steps of a window, n steps ahead, C components,
+K parameters of the density of one component, D latent dimension, U inputs known at each
+step, P past covariates, H hidden size.
+
+References
+----------
+.. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from darts_ddssm.ssm.context import Context, History, MarkovContext, RecurrentContext
+from darts_ddssm.ssm.decoder import Decoder
+from darts_ddssm.ssm.encoder import Encoder
+from darts_ddssm.ssm.transition import (
+    DiffusionTransition,
+    GaussianTransition,
+    Transition,
+)
+
+
+class Window(NamedTuple):
+    """A stretch of data of one batch.
+
+    Attributes
+    ----------
+    x
+        Observations, (B, T, C); any finite number where missing.
+    observed
+        1 where ``x`` is observed and 0 where it is missing, (B, T, C).
+    u
+        Inputs known at each step, future ones too: future and static covariates,
+        (B, T, U).
+    past
+        Inputs known up to the last observation: past covariates, (B, T, P).
+    weight
+        Weight of each observation in the likelihood, (B, T, C).
+    """
+
+    x: Tensor
+    observed: Tensor
+    u: Tensor
+    past: Tensor
+    weight: Tensor
+
+
+class StateSpaceModel(nn.Module):
+    """A deep state-space model with a diffusion or a Gaussian transition.
+
+    Parameters
+    ----------
+    num_components
+        Number C of observed components.
+    num_parameters
+        Number K of parameters of the density of one component.
+    input_size, past_size
+        Numbers U and P of inputs known at each step, and in the past alone.
+    latent_dim
+        Dimension D of the latent.
+    transition_order
+        Number of past latents that the transition sees; None for all of them.
+    transition
+        ``"diffusion"`` or ``"gaussian"``.
+    hidden_size
+        Width H of every network.
+    """
+
+    def __init__(
+        self,
+        num_components: int,
+        num_parameters: int,
+        input_size: int,
+        past_size: int,
+        latent_dim: int,
+        transition_order: int | None,
+        transition: str,
+        hidden_size: int,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        features = 2 * num_components + input_size + past_size
+        self.encoder = Encoder(features, latent_dim, hidden_size)
+        context: Context
+        if transition_order is None:
+            context = RecurrentContext(latent_dim, input_size, hidden_size)
+        else:
+            context = MarkovContext(
+                latent_dim, input_size, hidden_size, transition_order
+            )
+        self.transition: Transition
+        if transition == "diffusion":
+            self.transition = DiffusionTransition(context, hidden_size)
+        else:
+            self.transition = GaussianTransition(context, hidden_size)
+        self.decoder = Decoder(
+            latent_dim, input_size, hidden_size, num_components, num_parameters
+        )
+
+    def encode(self, window: Window) -> Tensor:
+        """Run the encoder over a window, once for any number of samples: (T, B, H)."""
+        values = window.x * window.observed
+        return self.encoder(
+            torch.cat([values, window.observed, window.u, window.past], dim=-1)
+        )
+
+    def elbo(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Draw a path of the posterior and return what the evidence bound is made of.
+
+        Returns
+        -------
+        parameters
+            Raw parameters of the emission along the path, (B, T, C, K).
+        kl
+            Estimates of the divergence at each step in nats, (B, T).
+        """
+        floor = self.transition.min_std(window.x.shape[1])
+        z, mean, std = self.encoder.path(self.encode(window), floor)
+        return self.decoder(z, window.u), self.transition.kl(z, mean, std, window.u)
+
+    def posterior(
+        self, projection: Tensor, num_samples: int, mean: bool = False
+    ) -> History:
+        """Draw paths of the posterior and return where they end.
+
+        Parameters
+        ----------
+        projection
+            Output of :meth:`encode`, (T, B, H).
+        num_samples
+            Number S of paths a series.
+        mean
+            Follow the mean of each step instead of drawing from it.
+
+        Returns
+        -------
+        History
+            Histories of S * B paths, sample by sample.
+        """
+        num_steps, batch_size, _ = projection.shape
+        context = self.transition.context
+        floor = self.transition.min_std(num_steps)
+        history = context.start(num_samples * batch_size, projection)
+        for t in range(num_steps):
+            # (S * B, D) -> (S, B, D) -> (S * B, D)
+            z = history.previous.unflatten(0, (num_samples, batch_size))
+            noise = torch.zeros_like(z) if mean else torch.randn_like(z)
+            z = self.encoder.step(z, projection[t], noise, floor[t])
+            history = context.append(history, z.flatten(0, 1))
+        return history
+
+    def roll_out(
+        self, history: History, u: Tensor, num_solver_steps: int, mean: bool = False
+    ) -> Tensor:
+        """Draw the latents that follow.
+
+        Parameters
+        ----------
+        history
+            Histories of N paths.
+        u
+            Inputs of the n steps ahead, (N, n, U).
+        num_solver_steps
+            Number of network evaluations a step of a diffusion transition.
+        mean
+            Follow the mean of each step instead of drawing from it.
+
+        Returns
+        -------
+        Tensor
+            Paths, (N, n, D).
+        """
+        path = []
+        for u_t in u.unbind(1):
+            if mean:
+                z = self.transition.mean(history, u_t)
+            else:
+                z = self.transition.sample(history, u_t, num_solver_steps)
+            history = self.transition.context.append(history, z)
+            path.append(z)
+        return torch.stack(path, dim=1)

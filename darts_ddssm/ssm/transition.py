@@ -1,0 +1,232 @@
+r"""
+The latent transition p_psi(z_t | z_{t-j:t-1}, u_t), diffusion or Gaussian.
+
+Both work in coordinates centred on the previous latent, :math:`z_t - z_{t-1}`, and on
+zero at the first step (*persistence*): a shift changes neither a noise level nor a
+difference of scores, and a network that gives zero then says "as before".
+
+Letters: N rows, T time steps, D latent dimension, H context size.
+
+References
+----------
+.. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from darts_ddssm.ssm.context import Context, History, shift_right
+from darts_ddssm.ssm.diffusion import (
+    MIN_RELATIVE_STD,
+    DenoiserNetwork,
+    LogUniformNoise,
+    dpm_solver,
+    explicit_score_matching,
+    karras_grid,
+    preconditioned_denoiser,
+)
+from darts_ddssm.ssm.networks import MLP
+
+# How much of the tracked scale a training step replaces.
+SCALE_UPDATE = 0.02
+
+
+class Transition(nn.Module, ABC):
+    """A conditional density of the next latent given a context.
+
+    Parameters
+    ----------
+    context
+        The network that makes the context of the past latents and the inputs.
+    """
+
+    squared_scale: Tensor
+    num_updates: Tensor
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        # sigma_d^2 of the centred latent: of the first step, of all others
+        self.register_buffer("squared_scale", torch.ones(2))
+        self.register_buffer("num_updates", torch.zeros(()))
+
+    def scale(self, started: Tensor) -> Tensor:
+        """Return sigma_d where ``started`` is 0 (first step) or 1, of its shape."""
+        first, rest = self.squared_scale.sqrt()
+        return first + started * (rest - first)
+
+    @torch.no_grad()
+    def update_scale(self, mean: Tensor, std: Tensor) -> None:
+        """Track the scale of the centred latent: E[v] + Var[mu - mu_p].
+
+        Parameters
+        ----------
+        mean, std
+            Moments of q in centred coordinates, (N, T, D).
+        """
+        num_updates = self.num_updates
+        new = self.squared_scale.clone()
+        for i, rows in enumerate((slice(0, 1), slice(1, None))):
+            m, s = mean[:, rows], std[:, rows]
+            if m.shape[1] > 0:
+                centred = m - m.mean((0, 1), keepdim=True)
+                new[i] = centred.square().mean() + s.square().mean()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(new)
+            new /= torch.distributed.get_world_size()
+        # A plain mean of the first values, then an exponential one.
+        rate = (1 / (num_updates + 1)).clamp(min=SCALE_UPDATE)
+        self.squared_scale.lerp_(new, rate)
+        self.num_updates += 1
+
+    def min_std(self, num_steps: int) -> Tensor:
+        """Floor of q's standard deviation at each of the first steps, (T,)."""
+        started = torch.ones(num_steps).to(self.squared_scale)
+        started[0] = 0.0
+        return MIN_RELATIVE_STD * self.scale(started)
+
+    def kl(self, z: Tensor, mean: Tensor, std: Tensor, u: Tensor) -> Tensor:
+        """Estimate KL(q(z_t | z_{t-1}) || p(z_t | z_{t-j:t-1})) along a path of q.
+
+        Parameters
+        ----------
+        z
+            A path drawn from q, (N, T, D).
+        mean, std
+            Moments of q at each step given that path, (N, T, D).
+        u
+            Inputs, (N, T, U).
+
+        Returns
+        -------
+        Tensor
+            Divergences in nats, (N, T).
+        """
+        num_rows, num_steps, _ = z.shape
+        mean = mean - shift_right(z)
+        if self.training:
+            self.update_scale(mean, std)
+        started = torch.ones_like(z[..., :1])
+        started[:, 0] = 0.0
+        # (N, T, ...) -> (N * T, ...)
+        flat = (
+            x.reshape(num_rows * num_steps, -1)
+            for x in (self.context(z, u), mean, std, self.scale(started))
+        )
+        return self._kl(*flat).reshape(num_rows, num_steps)
+
+    def sample(self, history: History, u: Tensor, num_solver_steps: int) -> Tensor:
+        """Draw the next latent of each history: inputs (N, U) -> (N, D)."""
+        context = self.context.context(history, u)
+        scale = self.scale(history.started)
+        return history.previous + self._sample(context, scale, num_solver_steps)
+
+    def mean(self, history: History, u: Tensor) -> Tensor:
+        """Mean of the next latent of each history: inputs (N, U) -> (N, D)."""
+        context = self.context.context(history, u)
+        return history.previous + self._mean(context, self.scale(history.started))
+
+    @abstractmethod
+    def _kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+        """Divergence of each row in centred coordinates, (N,)."""
+
+    @abstractmethod
+    def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
+        """Draw for each row, in centred coordinates, (N, D)."""
+
+    @abstractmethod
+    def _mean(self, context: Tensor, scale: Tensor) -> Tensor:
+        """Mean of each row in centred coordinates, (N, D)."""
+
+
+class DiffusionTransition(Transition):
+    """A diffusion model of the next latent: any density, several modes included.
+
+    Parameters
+    ----------
+    context
+        The network that makes the context.
+    hidden_size
+        Width of the denoiser.
+    """
+
+    def __init__(self, context: Context, hidden_size: int) -> None:
+        super().__init__(context)
+        self.latent_dim = context.latent_dim
+        self.network = DenoiserNetwork(
+            context.latent_dim, context.context_size, hidden_size
+        )
+        self.noise = LogUniformNoise()
+
+    def _kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+        shift = self.network.project_context(context)
+
+        def network(z: Tensor, log_sigma: Tensor) -> Tensor:
+            return self.network(z, shift + self.network.condition(log_sigma))
+
+        noise = self.noise.draw(mean)
+        return explicit_score_matching(network, mean, std.square(), scale, noise)
+
+    def _denoiser(self, context: Tensor, scale: Tensor, levels: list[float]):
+        """Return the denoiser at the i-th of the levels, in units of the scale."""
+        log_sigmas = context.new_tensor(levels).log().unsqueeze(-1)
+        # once a noise level, and once a row for all noise levels
+        shifts = self.network.condition(log_sigmas)
+        shift_of_context = self.network.project_context(context)
+
+        def denoise(z: Tensor, i: int) -> Tensor:
+            def network(scaled: Tensor, _: Tensor) -> Tensor:
+                return self.network(scaled, shift_of_context + shifts[i])
+
+            return preconditioned_denoiser(network, z, log_sigmas[i], scale)
+
+        return denoise
+
+    def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
+        levels = karras_grid(num_solver_steps)
+        z = levels[0] * scale * torch.randn_like(context[:, : self.latent_dim])
+        return dpm_solver(self._denoiser(context, scale, levels), z, levels)
+
+    def _mean(self, context: Tensor, scale: Tensor) -> Tensor:
+        # Under noise far above the scale the denoiser knows the mean alone.
+        levels = karras_grid(1)
+        zeros = torch.zeros_like(context[:, : self.latent_dim])
+        return self._denoiser(context, scale, levels)(zeros, 0)
+
+
+class GaussianTransition(Transition):
+    """The deep state-space baseline: a diagonal Gaussian and its closed-form KL.
+
+    Parameters
+    ----------
+    context
+        The network that makes the context.
+    hidden_size
+        Width of the network of the moments.
+    """
+
+    def __init__(self, context: Context, hidden_size: int) -> None:
+        super().__init__(context)
+        self.network = MLP(
+            context.context_size, hidden_size, 2 * context.latent_dim
+        )
+
+    def moments(self, context: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation in centred coordinates, (N, D) each."""
+        mean, raw_std = self.network(context).chunk(2, dim=-1)
+        std = nn.functional.softplus(raw_std) + MIN_RELATIVE_STD
+        return scale * mean, scale * std
+
+    def _kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+        p = torch.distributions.Normal(*self.moments(context, scale))
+        q = torch.distributions.Normal(mean, std)
+        return torch.distributions.kl_divergence(q, p).sum(-1)
+
+    def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
+        mean, std = self.moments(context, scale)
+        return mean + std * torch.randn_like(mean)
+
+    def _mean(self, context: Tensor, scale: Tensor) -> Tensor:
+        return self.moments(context, scale)[0]

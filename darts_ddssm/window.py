@@ -1,0 +1,121 @@
+"""
+From darts' batches to the model's :class:`~darts_ddssm.ssm.state_space.Window`.
+
+The only file that knows how darts lays out a batch. A window is the input chunk, the
+gap of ``output_chunk_shift`` steps if there is one, and the output chunk, joined. One
+rule holds for targets and covariates alike: what is NaN or was not given is unknown,
+its value is set to zero and a flag says so.
+
+Letters: B batch, I input chunk, G gap, n steps ahead, T = I + G + n, C components,
+F features of a covariate, S static features.
+"""
+
+import torch
+from darts.utils.data.torch_datasets.utils import (
+    PLModuleInput,
+    TorchInferenceBatch,
+    TorchTrainingBatch,
+)
+from torch import Tensor
+
+from darts_ddssm.ssm.state_space import Window
+
+# Anything with darts' slots of covariates.
+Batch = PLModuleInput | TorchInferenceBatch | TorchTrainingBatch
+
+
+def flagged(values: Tensor) -> Tensor:
+    """Join values, zero where unknown, and flags: (..., F) -> (..., 2 * F)."""
+    known = ~values.isnan()
+    return torch.cat([values.nan_to_num(), known.to(values.dtype)], dim=-1)
+
+
+def _unknown(like: Tensor, num_steps: int) -> Tensor:
+    return like.new_full((like.shape[0], num_steps, like.shape[2]), torch.nan)
+
+
+def _inputs(batch: Batch, future: Tensor | None, num_steps: int) -> Tensor:
+    """Join inputs known at each step: covariates (B, T, F) or None -> (B, T, U)."""
+    target = batch.past_target
+    parts = [target.new_empty(target.shape[0], num_steps, 0)]
+    if future is not None:
+        parts.append(flagged(future))
+    if batch.static_covariates is not None:
+        # (B, C or 1, S) -> (B, 1, C * S) -> (B, T, C * S)
+        static = batch.static_covariates.flatten(1).unsqueeze(1)
+        parts.append(flagged(static.expand(-1, num_steps, -1)))
+    return torch.cat(parts, dim=-1)
+
+
+def _past(batch: Batch, num_steps: int) -> Tensor:
+    """Past covariates of the input chunk, unknown from there on: -> (B, T, P)."""
+    past, target = batch.past_covariates, batch.past_target
+    if past is None:
+        return target.new_empty(target.shape[0], num_steps, 0)
+    ahead = _unknown(past, num_steps - past.shape[1])
+    return flagged(torch.cat([past, ahead], dim=1))
+
+
+def _window(batch: Batch, x: Tensor, future: Tensor | None, weight: Tensor) -> Window:
+    num_steps = x.shape[1]
+    return Window(
+        x=x.nan_to_num(),
+        observed=(~x.isnan()).to(x.dtype),
+        u=_inputs(batch, future, num_steps),
+        past=_past(batch, num_steps),
+        weight=weight,
+    )
+
+
+def training_window(batch: TorchTrainingBatch, gap: int) -> Window:
+    """Join the input chunk, the gap and the output chunk of a training batch.
+
+    darts gives sample weights of the output chunk alone; the steps before it get their
+    mean, so that a window of little weight has little weight as a whole.
+
+    Parameters
+    ----------
+    batch
+        A batch of darts' sequential training dataset.
+    gap
+        Number of steps between the chunks, ``output_chunk_shift``.
+    """
+    target = batch.past_target
+    x = torch.cat([target, _unknown(target, gap), batch.future_target], dim=1)
+    future = None
+    if batch.future_covariates is not None:
+        past, ahead = batch.historic_future_covariates, batch.future_covariates
+        future = torch.cat([past, _unknown(past, gap), ahead], dim=1)
+    weight = torch.ones_like(x)
+    if batch.sample_weight is not None:
+        ahead = batch.sample_weight
+        # (B, n, C or 1) -> (B, T, C)
+        before = ahead.mean(1, keepdim=True).expand(-1, x.shape[1] - ahead.shape[1], -1)
+        weight = weight * torch.cat([before, ahead], dim=1)
+    return _window(batch, x, future, weight)
+
+
+def context_window(batch: PLModuleInput | TorchInferenceBatch) -> Window:
+    """Return the input chunk of a batch: what a forecast is conditioned on."""
+    x = batch.past_target
+    return _window(batch, x, batch.historic_future_covariates, torch.ones_like(x))
+
+
+def inputs_ahead(
+    batch: PLModuleInput | TorchInferenceBatch, gap: int, num_steps: int
+) -> Tensor:
+    """Inputs of the gap and of the steps ahead: -> (B, G + n, U).
+
+    Parameters
+    ----------
+    batch
+        A batch of darts' inference dataset, or the input of ``forward``.
+    gap
+        Number of steps between the input chunk and the forecast.
+    num_steps
+        Number n of steps that are forecast.
+    """
+    future = batch.future_covariates
+    if future is not None:
+        future = torch.cat([_unknown(future, gap), future[:, :num_steps]], dim=1)
+    return _inputs(batch, future, gap + num_steps)
