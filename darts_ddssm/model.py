@@ -289,9 +289,23 @@ class DDSSMModel(MixedCovariatesTorchModel):
             use_static_covariates=self.uses_static_covariates,
         )
 
-    def _setup_for_predict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def _setup_for_predict(
+        self, *args: Any, predict_likelihood_parameters: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        is_gaussian = type(self.likelihood) is GaussianLikelihood
+        if predict_likelihood_parameters and not is_gaussian:
+            raise_log(
+                ValueError(
+                    "`predict_likelihood_parameters` must be `False` for "
+                    f"`{self.likelihood}`: over the latent paths the forecast is a "
+                    "mixture, which has no parameters of that family. Use "
+                    "`num_samples`. `GaussianLikelihood` gives the mixture's moments."
+                )
+            )
         self.model.num_solver_steps = self.num_solver_steps
-        return super()._setup_for_predict(*args, **kwargs)
+        return super()._setup_for_predict(
+            *args, predict_likelihood_parameters=predict_likelihood_parameters, **kwargs
+        )
 
     def _check_values(
         self,

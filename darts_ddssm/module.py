@@ -16,11 +16,12 @@ from darts.utils.data.torch_datasets.utils import (
     TorchInferenceBatch,
     TorchTrainingBatch,
 )
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from darts_ddssm.density import negative_log_likelihood
-from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 from darts_ddssm.window import context_window, inputs_ahead, training_window
 
 # The weight of the KL rises from the first value to 1 over this share of the updates.
@@ -28,6 +29,9 @@ KL_WEIGHT_START = 0.05
 KL_WARM_UP = 0.3
 # Where the number of updates has no limit, the warm-up takes as many as this.
 KL_WARM_UP_UPDATES = 1000
+
+# Latent paths over which the moments of a predictive marginal are taken.
+NUM_MOMENT_PATHS = 500
 
 GRADIENT_CLIP_NORM = 1.0
 WEIGHT_AVERAGE_DECAY = 0.999
@@ -38,6 +42,31 @@ def _update_average(averaged: list[Tensor], current: list[Tensor], count: Tensor
     """Exponential average whose window grows with the number of updates at first."""
     rate = max(1 - WEIGHT_AVERAGE_DECAY, 9 / (10 + int(count)))
     torch._foreach_lerp_(averaged, current, rate)
+
+
+class _AveragedWeights(WeightAveraging):
+    """Exponential average of the weights, of the precision that the trainer sets.
+
+    Validation, checkpoints and the fitted model use the average; Lightning keeps the
+    running weights beside it, so that training can be resumed. Buffers are copied.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(use_buffers=False, multi_avg_fn=_update_average)
+
+    def _match_precision(self, pl_module: LightningModule) -> None:
+        # Lightning copies the module before it casts it.
+        if self._average_model is not None:
+            self._average_model.to(pl_module.dtype)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._match_precision(pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._match_precision(pl_module)
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 class _DDSSMModule(PLForecastingModule):
@@ -93,13 +122,10 @@ class _DDSSMModule(PLForecastingModule):
     # --- training ---------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
-        """Average the weights; validation, checkpoints and forecasts use the average.
-
-        A hook of the module, so that a trainer of the user's own does it too.
-        """
+        """Average the weights, whoever makes the trainer."""
         if self.trainer.state.fn != "fit":
             return []
-        return [WeightAveraging(use_buffers=False, multi_avg_fn=_update_average)]
+        return [_AveragedWeights()]
 
     def configure_gradient_clipping(
         self,
@@ -121,6 +147,16 @@ class _DDSSMModule(PLForecastingModule):
         weight = KL_WEIGHT_START + progress * (1 - KL_WEIGHT_START)
         self.kl_weight.clamp_(min=weight)
 
+    def negative_elbo(self, window: Window, kl_weight: Tensor | float) -> Tensor:
+        """Negative evidence bound of a window in nats a value, a scalar."""
+        raw, kl = self.ssm.elbo(window)
+        nll = negative_log_likelihood(
+            self.likelihood, raw, window.x, window.weight * window.observed
+        )
+        # (B, T): one divergence for all components of a step
+        kl = kl * window.weight.mean(-1)
+        return nll + kl_weight * kl.mean() / window.x.shape[-1]
+
     def _train_val_step(
         self,
         batch: TorchTrainingBatch,
@@ -130,13 +166,9 @@ class _DDSSMModule(PLForecastingModule):
     ) -> Tensor:
         """Negative evidence bound in nats a value; the KL has weight 1 in validation."""
         window = training_window(batch, self.output_chunk_shift)
-        raw, kl = self.ssm.elbo(window)
-        nll = negative_log_likelihood(
-            self.likelihood, raw, window.x, window.weight * window.observed
-        )
-        kl = (kl * window.weight.mean(-1)).mean() / window.x.shape[-1]
-        loss = nll + kl * (self.kl_weight if stage is ModuleStage.TRAIN else 1.0)
-        if stage is ModuleStage.TRAIN and not loss.isfinite():
+        is_training = stage is ModuleStage.TRAIN
+        loss = self.negative_elbo(window, self.kl_weight if is_training else 1.0)
+        if is_training and not loss.isfinite():
             raise_log(
                 RuntimeError(
                     f"The training loss became non-finite (`{loss.item()}`). Check that "
@@ -190,13 +222,25 @@ class _DDSSMModule(PLForecastingModule):
         u = inputs_ahead(batch, self.output_chunk_shift, self.pred_n)
         num_paths = self.pred_batch_size * (length + self.output_chunk_length)
         group = max(num_paths // num_series, 1)
-        samples = []
-        for start in range(0, self.pred_num_samples, group):
-            num_samples = min(group, self.pred_num_samples - start)
+        as_parameters = self.predict_likelihood_parameters
+        num_draws = NUM_MOMENT_PATHS if as_parameters else self.pred_num_samples
+        draws = []
+        for start in range(0, num_draws, group):
+            num_samples = min(group, num_draws - start)
             history = self.ssm.posterior(projection, num_samples)
             raw = self._emit(history, u.repeat(num_samples, 1, 1))
-            # (S * B, n, C) -> (S, B, n, C)
-            samples.append(
-                self.likelihood.sample(raw).unflatten(0, (num_samples, num_series))
-            )
-        return torch.cat(samples), batch.series_schema, batch.pred_time
+            draw = raw if as_parameters else self.likelihood.sample(raw)
+            # (S * B, n, ...) -> (S, B, n, ...)
+            draws.append(draw.unflatten(0, (num_samples, num_series)))
+        prediction = torch.cat(draws)
+        if as_parameters:
+            prediction = self._marginal_parameters(prediction)
+        return prediction, batch.series_schema, batch.pred_time
+
+    def _marginal_parameters(self, raw: Tensor) -> Tensor:
+        """Moments of the predictive marginal: (S, B, n, C, K) -> (1, B, n, C * K)."""
+        mean, std = self.likelihood._params_from_output(raw.flatten(0, 1))
+        mean, std = (x.unflatten(0, raw.shape[:2]) for x in (mean, std))
+        variance = std.square().mean(0) + mean.var(0, unbiased=False)
+        # (B, n, C, 2) -> (1, B, n, C * 2)
+        return torch.stack([mean.mean(0), variance.sqrt()], dim=-1).flatten(2)[None]

@@ -19,15 +19,13 @@ from torch import Tensor, nn
 def _posterior_step(
     z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor, weights: tuple
 ) -> tuple[Tensor, ...]:
-    """Draw z_t given z_{t-1}: one step of the recursion for (..., D) and (..., H)."""
+    """One step of the recursion, from z_{t-1}, (..., D), to z_t and what made it."""
     weight_in, weight_out, bias_out = weights
     hidden = projection + z @ weight_in.T
-    raw = torch.nn.functional.linear(
-        torch.nn.functional.silu(hidden), weight_out, bias_out
-    )
+    raw = nn.functional.linear(nn.functional.glu(hidden), weight_out, bias_out)
     change, raw_std = raw.chunk(2, dim=-1)
     mean = z + change
-    std = torch.nn.functional.softplus(raw_std) + floor
+    std = nn.functional.softplus(raw_std) + floor
     return torch.addcmul(mean, std, noise), mean, std, hidden, raw_std
 
 
@@ -39,7 +37,7 @@ class _PosteriorPath(torch.autograd.Function):
     step. Here each direction runs a handful, and the derivatives of the weights are
     single products over all steps.
 
-    All sequences are time-major: projection (T, B, H), noise (T, B, D), floor (T,).
+    All sequences are time-major: projection (T, B, 2 * H), noise (T, B, D), floor (T,).
     """
 
     @staticmethod
@@ -61,20 +59,25 @@ class _PosteriorPath(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_path, grad_mean, grad_std):
         path, noise, hidden, raw_std, weight_in, weight_out = ctx.saved_tensors
-        gate = hidden.sigmoid()
-        activation = hidden * gate
-        slope = gate + activation * (1 - gate)
+        value, gate = hidden.chunk(2, dim=-1)
+        gate = gate.sigmoid()
+        activation = value * gate
+        slope = torch.stack([gate, activation * (1 - gate)], dim=-2)
         slope_std = raw_std.sigmoid()
         carry = torch.zeros_like(path[0])
         grad_raw = torch.empty_like(torch.cat([path, path], dim=-1))
-        grad_hidden = torch.empty_like(hidden)
+        grad_hidden = torch.empty_like(slope)
         for t in reversed(range(len(path))):
             grad_z = grad_path[t] + carry
             change = grad_mean[t] + grad_z
             std = torch.addcmul(grad_std[t], grad_z, noise[t])
             torch.cat([change, std * slope_std[t]], dim=-1, out=grad_raw[t])
-            torch.mul(grad_raw[t] @ weight_out, slope[t], out=grad_hidden[t])
-            carry = torch.addmm(change, grad_hidden[t], weight_in)
+            # (B, H) -> (B, 2, H), through value and gate
+            grad_activation = (grad_raw[t] @ weight_out).unsqueeze(-2)
+            torch.mul(grad_activation, slope[t], out=grad_hidden[t])
+            carry = torch.addmm(change, grad_hidden[t].flatten(1), weight_in)
+        # (T, B, 2, H) -> (T, B, 2 * H)
+        grad_hidden = grad_hidden.flatten(2)
         # (T, B, ...) -> (T * B, ...)
         flat_raw, flat_hidden = grad_raw.flatten(0, 1), grad_hidden.flatten(0, 1)
         previous = nn.functional.pad(path, (0, 0, 0, 0, 1, 0))[:-1].flatten(0, 1)
@@ -86,6 +89,16 @@ class _PosteriorPath(torch.autograd.Function):
             flat_raw.T @ activation.flatten(0, 1),
             flat_raw.sum(0),
         )
+
+
+# How much wider than usual the weights of the gates start. Where the transition has
+# several modes, the posterior given z_{t-1} is a step function of the data: it belongs
+# near one mode or near another. Gates that are sharp from the start find it; from the
+# usual ones training settles on copying the data, noise and all, into the latent.
+GATE_GAIN = 10.0
+
+# softplus of it, 0.2, is the standard deviation that every step starts with.
+INITIAL_RAW_STD = -1.5
 
 
 class Encoder(nn.Module):
@@ -105,25 +118,35 @@ class Encoder(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         self.gru = nn.GRU(input_size, hidden_size, batch_first=True)
-        self.project = nn.Linear(hidden_size, hidden_size)
-        self.project_first = nn.Linear(hidden_size, hidden_size)
-        self.weight_in = nn.Parameter(torch.empty(hidden_size, latent_dim))
+        # of h_t and, past the GRU and its saturation, of the data at t
+        size = hidden_size + input_size
+        self.project = nn.Linear(size, 2 * hidden_size)
+        self.project_first = nn.Linear(size, 2 * hidden_size)
+        self.weight_in = nn.Parameter(torch.empty(2 * hidden_size, latent_dim))
         self.out = nn.Linear(hidden_size, 2 * latent_dim)
-        nn.init.kaiming_uniform_(self.weight_in, a=5**0.5)
+        with torch.no_grad():
+            parts = [(self.weight_in, latent_dim)]
+            for project in (self.project, self.project_first):
+                parts.append((project.weight[:, hidden_size:], input_size))
+            for weight, fan_in in parts:
+                weight.uniform_(-(fan_in**-0.5), fan_in**-0.5)
+                weight[hidden_size:] *= GATE_GAIN
         # g and the change of s start at zero: dz_t / dz_{t-1} is then the identity, and
         # no product of Jacobians explodes over a long window.
         nn.init.zeros_(self.out.weight)
-        nn.init.constant_(self.out.bias, 0.0)
-        nn.init.constant_(self.out.bias[latent_dim:], -1.5)
+        nn.init.zeros_(self.out.bias)
+        nn.init.constant_(self.out.bias[latent_dim:], INITIAL_RAW_STD)
 
     @property
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.weight_in, self.out.weight, self.out.bias
 
     def forward(self, features: Tensor) -> Tensor:
-        """Run backward over the data, all that does not depend on z: -> (T, B, H)."""
+        """Run backward over the data, all that does not depend on z: -> (T, B, 2 * H)."""
         # (B, T, F) -> (B, T, H), from the last step to the first
-        h = self.gru(features.flip(1))[0].flip(1).transpose(0, 1)
+        h = self.gru(features.flip(1))[0].flip(1)
+        # (B, T, H + F) -> (T, B, H + F)
+        h = torch.cat([h, features], dim=-1).transpose(0, 1)
         return torch.cat([self.project_first(h[:1]), self.project(h[1:])])
 
     def path(self, projection: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +155,7 @@ class Encoder(nn.Module):
         Parameters
         ----------
         projection
-            Output of :meth:`forward`, (T, B, H).
+            Output of :meth:`forward`, (T, B, 2 * H).
         floor
             Least standard deviation of each step, (T,).
 
@@ -161,7 +184,7 @@ class Encoder(nn.Module):
         z
             Latents of the step before, (S, B, D).
         projection
-            Output of :meth:`forward` at this step, (B, H).
+            Output of :meth:`forward` at this step, (B, 2 * H).
         noise
             Standard normal numbers, (S, B, D); zero for the mean.
         floor

@@ -108,7 +108,7 @@ class StateSpaceModel(nn.Module):
         )
 
     def encode(self, window: Window) -> Tensor:
-        """Run the encoder over a window, once for any number of samples: (T, B, H)."""
+        """Run the encoder over a window, once for any number of samples: (T, B, 2 * H)."""
         values = window.x * window.observed
         return self.encoder(
             torch.cat([values, window.observed, window.u, window.past], dim=-1)
@@ -136,7 +136,7 @@ class StateSpaceModel(nn.Module):
         Parameters
         ----------
         projection
-            Output of :meth:`encode`, (T, B, H).
+            Output of :meth:`encode`, (T, B, 2 * H).
         num_samples
             Number S of paths a series.
         mean
