@@ -595,10 +595,7 @@ class LinearGaussian(Process):
             )
             _check(
                 name == "transition"
-                or (
-                    np.allclose(matrix, matrix.T)
-                    and np.linalg.eigvalsh(matrix).min() > 0
-                ),
+                or (np.allclose(matrix, matrix.T) and np.linalg.eigvalsh(matrix).min() > 0),
                 f"`{name}` must be symmetric and positive definite, "
                 f"got `{matrix.tolist()}`.",
             )
@@ -742,14 +739,10 @@ class LinearGaussian(Process):
             mean, cov = self._predict(means[t], covariances[t])
             gain = np.linalg.solve(cov, self.transition @ covariances[t]).T
             smoothed_means[t] += gain @ (smoothed_means[t + 1] - mean)
-            smoothed_covariances[t] += (
-                gain @ (smoothed_covariances[t + 1] - cov) @ gain.T
-            )
+            smoothed_covariances[t] += gain @ (smoothed_covariances[t + 1] - cov) @ gain.T
         return KalmanMoments(means, covariances, smoothed_means, smoothed_covariances)
 
-    def _predict(
-        self, mean: np.ndarray, cov: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _predict(self, mean: np.ndarray, cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         f = self.transition
         return f @ mean, f @ cov @ f.T + self.transition_covariance
 

@@ -265,16 +265,12 @@ def _bin_probabilities(
             )
     total = values.sum(axis=-1, keepdims=True)
     if not ((values >= 0).all() and (total > 0).all()):
-        raise_log(
-            ValueError("`density` must be nonnegative, with mass on the interval.")
-        )
+        raise_log(ValueError("`density` must be nonnegative, with mass on the interval."))
     return values / total
 
 
 def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """KL(p || q) over the last axis, in nats; q is positive where p is."""
     # 0 log 0 = 0
-    ratio = np.divide(
-        p, q, out=np.ones(np.broadcast_shapes(p.shape, q.shape)), where=p > 0
-    )
+    ratio = np.divide(p, q, out=np.ones(np.broadcast_shapes(p.shape, q.shape)), where=p > 0)
     return (p * np.log(ratio)).sum(axis=-1)

@@ -26,6 +26,7 @@ from darts.utils.likelihood_models.torch import (
 )
 
 from darts_ddssm.density import in_support
+from darts_ddssm.instance_norm import LOCATION_SCALE_FAMILIES
 from darts_ddssm.module import _DDSSMModule
 
 logger = get_logger(__name__)
@@ -191,11 +192,21 @@ class DDSSMModel(MixedCovariatesTorchModel):
                     f"got `{likelihood!r}`."
                 )
             )
+        likelihood = likelihood or GaussianLikelihood()
+        if kwargs.get("use_reversible_instance_norm") and not isinstance(
+            likelihood, LOCATION_SCALE_FAMILIES
+        ):
+            raise_log(
+                ValueError(
+                    "`use_reversible_instance_norm` must be `False` for a likelihood "
+                    "without a location and a scale on the whole real line, got "
+                    f"`{likelihood}`."
+                )
+            )
         super().__init__(**self._extract_torch_model_params(**self.model_params))
 
         self.pl_module_params = self._extract_pl_module_params(**self.model_params)
-        if likelihood is None:
-            self.pl_module_params["likelihood"] = GaussianLikelihood()
+        self.pl_module_params["likelihood"] = likelihood
 
         self.latent_dim = latent_dim
         self.transition_order = transition_order

@@ -6,6 +6,7 @@ Letters: B batch, S samples, T time steps, n steps ahead, C components, K parame
 
 from typing import Any
 
+import numpy as np
 import torch
 from darts.logging import raise_log
 from darts.models.forecasting.pl_forecasting_module import PLForecastingModule
@@ -21,14 +22,16 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from darts_ddssm.density import negative_log_likelihood
+from darts_ddssm.instance_norm import InstanceScale, instance_scale
 from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 from darts_ddssm.window import context_window, inputs_ahead, training_window
 
-# The weight of the KL rises from the first value to 1 over this share of the updates.
-KL_WEIGHT_START = 0.05
-KL_WARM_UP = 0.3
-# Where the number of updates has no limit, the warm-up takes as many as this.
-KL_WARM_UP_UPDATES = 1000
+# Weight of the KL by share of the updates done, linear in between. The bound hardly tells
+# a latent that follows its transition from one that copies the data, noise and all; a
+# weight above 1 midway does, and 1 again at the end makes it the bound.
+KL_WEIGHTS = ((0.0, 1.0), (0.2, 1.0), (0.3, 2.0), (0.7, 2.0), (0.9, 1.0))
+# Where the number of updates has no limit, this many count as all.
+UNLIMITED_UPDATES = 3000
 
 # Latent paths over which the moments of a predictive marginal are taken.
 NUM_MOMENT_PATHS = 500
@@ -84,7 +87,7 @@ class _DDSSMModule(PLForecastingModule):
         Arguments of darts' :class:`PLForecastingModule`.
     """
 
-    kl_weight: Tensor
+    progress: Tensor
 
     def __init__(
         self,
@@ -111,9 +114,10 @@ class _DDSSMModule(PLForecastingModule):
             transition=transition,
             hidden_size=hidden_size,
         )
-        # Saved with the weights and never falling: training that is resumed goes on
-        # where it was, and a trained model that is fitted again starts at 1.
-        self.register_buffer("kl_weight", torch.tensor(KL_WEIGHT_START))
+        # Share of the updates done. Saved with the weights and never falling: training
+        # that is resumed goes on where it was, and a fitted model that is fitted again
+        # keeps the weight that it ended with.
+        self.register_buffer("progress", torch.zeros(()))
 
     @property
     def supports_probabilistic_prediction(self) -> bool:
@@ -140,22 +144,36 @@ class _DDSSMModule(PLForecastingModule):
 
     def on_train_batch_start(self, batch: TorchTrainingBatch, batch_idx: int) -> None:
         num_updates = self.trainer.estimated_stepping_batches
-        warm_up = min(KL_WARM_UP * num_updates, float("inf"))
-        if warm_up == float("inf"):
-            warm_up = KL_WARM_UP_UPDATES
-        progress = min(self.trainer.global_step / max(warm_up, 1.0), 1.0)
-        weight = KL_WEIGHT_START + progress * (1 - KL_WEIGHT_START)
-        self.kl_weight.clamp_(min=weight)
+        if num_updates == float("inf"):
+            num_updates = UNLIMITED_UPDATES
+        self.progress.clamp_(min=min(self.trainer.global_step / num_updates, 1.0))
 
-    def negative_elbo(self, window: Window, kl_weight: Tensor | float) -> Tensor:
+    @property
+    def kl_weight(self) -> float:
+        """Weight of the divergence in the training loss at this point of training."""
+        return float(np.interp(self.progress.item(), *zip(*KL_WEIGHTS, strict=True)))
+
+    def negative_elbo(self, window: Window, kl_weight: float) -> Tensor:
         """Negative evidence bound of a window in nats a value, a scalar."""
+        x = window.x
+        window, scale = self._normalise(window)
         raw, kl = self.ssm.elbo(window)
+        if scale is not None:
+            raw = scale.to_data(raw)
         nll = negative_log_likelihood(
-            self.likelihood, raw, window.x, window.weight * window.observed
+            self.likelihood, raw, x, window.weight * window.observed
         )
         # (B, T): one divergence for all components of a step
         kl = kl * window.weight.mean(-1)
-        return nll + kl_weight * kl.mean() / window.x.shape[-1]
+        return nll + kl_weight * kl.mean() / x.shape[-1]
+
+    def _normalise(self, window: Window) -> tuple[Window, InstanceScale | None]:
+        """Normalise a window by its input chunk, if this module is to."""
+        if self.rin is None:
+            return window, None
+        length = self.input_chunk_length
+        scale = instance_scale(self.rin, window.x[:, :length], window.observed[:, :length])
+        return window._replace(x=scale.normalise(window.x)), scale
 
     def _train_val_step(
         self,
@@ -195,16 +213,28 @@ class _DDSSMModule(PLForecastingModule):
 
     def forward(self, x_in: PLModuleInput) -> PLModuleOutput:
         """Raw parameters of the output chunk along a mean path: (B, n, C, K)."""
-        window = context_window(x_in)
+        # Not darts' `io_processor`: it knows neither gaps nor likelihood parameters.
+        window, scale = self._normalise(context_window(x_in))
         u = inputs_ahead(x_in, self.output_chunk_shift, self.output_chunk_length)
-        history = self.ssm.posterior(self.ssm.encode(window), 1, mean=True)
-        return PLModuleOutput(prediction=self._emit(history, u, mean=True))
+        projection = self.ssm.encode(window)
+        raw = self._emit(projection, u, scale, num_samples=1, mean=True)
+        return PLModuleOutput(prediction=raw)
 
-    def _emit(self, history: Any, u: Tensor, mean: bool = False) -> Tensor:
-        """Roll the latents out and decode them after the gap: -> (N, n, C, K)."""
+    def _emit(
+        self,
+        projection: Tensor,
+        u: Tensor,
+        scale: InstanceScale | None,
+        num_samples: int,
+        mean: bool = False,
+    ) -> Tensor:
+        """Draw latent paths and decode them after the gap: -> (S * B, n, C, K)."""
+        history = self.ssm.posterior(projection, num_samples, mean=mean)
+        u = u.repeat(num_samples, 1, 1)
         z = self.ssm.roll_out(history, u, self.num_solver_steps, mean=mean)
         gap = self.output_chunk_shift
-        return self.ssm.decoder(z[:, gap:], u[:, gap:])
+        raw = self.ssm.decoder(z[:, gap:], u[:, gap:])
+        return raw if scale is None else scale.to_data(raw)
 
     def predict_step(
         self,
@@ -218,7 +248,8 @@ class _DDSSMModule(PLForecastingModule):
         no more memory than a training batch: as many paths as it has time steps.
         """
         num_series, length, num_components = batch.past_target.shape
-        projection = self.ssm.encode(context_window(batch))
+        window, scale = self._normalise(context_window(batch))
+        projection = self.ssm.encode(window)
         u = inputs_ahead(batch, self.output_chunk_shift, self.pred_n)
         num_paths = self.pred_batch_size * (length + self.output_chunk_length)
         group = max(num_paths // num_series, 1)
@@ -227,8 +258,7 @@ class _DDSSMModule(PLForecastingModule):
         draws = []
         for start in range(0, num_draws, group):
             num_samples = min(group, num_draws - start)
-            history = self.ssm.posterior(projection, num_samples)
-            raw = self._emit(history, u.repeat(num_samples, 1, 1))
+            raw = self._emit(projection, u, scale, num_samples)
             draw = raw if as_parameters else self.likelihood.sample(raw)
             # (S * B, n, ...) -> (S, B, n, ...)
             draws.append(draw.unflatten(0, (num_samples, num_series)))

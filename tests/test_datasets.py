@@ -256,9 +256,7 @@ def process() -> LinearGaussian:
     transition = rng.standard_normal((3, 3))
     transition *= 0.9 / np.abs(np.linalg.eigvals(transition)).max()
     emission = rng.standard_normal((2, 3))
-    return LinearGaussian(
-        transition, emission, a @ a.T + np.eye(3), b @ b.T + np.eye(2)
-    )
+    return LinearGaussian(transition, emission, a @ a.T + np.eye(3), b @ b.T + np.eye(2))
 
 
 def dense_joint(process: LinearGaussian, length: int):
@@ -269,10 +267,7 @@ def dense_joint(process: LinearGaussian, length: int):
     powers = [np.linalg.matrix_power(f, k) for k in range(length)]
     state = np.block(
         [
-            [
-                powers[i - j] @ p if i >= j else p @ powers[j - i].T
-                for j in range(length)
-            ]
+            [powers[i - j] @ p if i >= j else p @ powers[j - i].T for j in range(length)]
             for i in range(length)
         ]
     )

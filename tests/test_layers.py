@@ -49,9 +49,7 @@ def imported(file: Path) -> list[str]:
 
 
 def lies_in(name: str, *packages: str) -> bool:
-    return any(
-        name == package or name.startswith(f"{package}.") for package in packages
-    )
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def test_the_floors_have_files():

@@ -103,17 +103,13 @@ def test_energy_score_sees_dependence(rng):
 
     components, path = {"axis": 1}, {"axis": 0, "joint": "path"}
     for kwargs in (components, path):
-        assert (
-            mean_score(dependent, **kwargs) < mean_score(independent, **kwargs) - 0.05
-        )
+        assert mean_score(dependent, **kwargs) < mean_score(independent, **kwargs) - 0.05
     steps = mean_score(dependent, axis=0), mean_score(independent, axis=0)
     assert abs(steps[0] - steps[1]) < 0.02
 
 
 @pytest.mark.parametrize("joint", ["components", "path"])
-def test_energy_score_does_not_depend_on_the_blocks(
-    actual, forecast, joint, monkeypatch
-):
+def test_energy_score_does_not_depend_on_the_blocks(actual, forecast, joint, monkeypatch):
     whole = energy_score(actual, forecast, joint=joint)
     monkeypatch.setattr(darts_ddssm.metrics, "_BLOCK_SIZE", 6 * 40 * 7)
     np.testing.assert_allclose(energy_score(actual, forecast, joint=joint), whole)
@@ -174,9 +170,7 @@ def test_energy_score_in_backtest(actual, forecast):
         metric_kwargs={"joint": "path"},
         reduction=None,
     )
-    expected = [
-        energy_score(actual, f, joint="path") for f in (forecast[:3], forecast[3:])
-    ]
+    expected = [energy_score(actual, f, joint="path") for f in (forecast[:3], forecast[3:])]
     np.testing.assert_allclose(scores, expected)
 
 

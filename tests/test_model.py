@@ -10,6 +10,7 @@ from conftest import covariate, noisy_sine
 from darts import TimeSeries
 from darts.metrics import mcrps
 from darts.models import ExponentialSmoothing, NaiveEnsembleModel
+from darts.models.components.layer_norm_variants import RINorm
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 from darts.utils.likelihood_models import torch as likelihoods
 from darts.utils.serialization import safe_globals
@@ -17,6 +18,7 @@ from darts.utils.timeseries_generation import linear_timeseries
 from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.instance_norm import instance_scale
 from darts_ddssm.window import training_window
 
 TRANSITIONS = ("diffusion", "gaussian")
@@ -39,9 +41,7 @@ def same(one: TimeSeries, other: TimeSeries) -> bool:
 @pytest.mark.parametrize("transition", TRANSITIONS)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("num_components", [1, 3])
-def test_forecast_has_the_shape_that_was_asked_for(
-    tiny, transition, order, num_components
-):
+def test_forecast_has_the_shape_that_was_asked_for(tiny, transition, order, num_components):
     series = noisy_sine(num_components=num_components)
     model = tiny(transition=transition, transition_order=order).fit(series)
     for n in (1, 6, 15):
@@ -197,6 +197,48 @@ def test_a_gap_says_nothing(tiny):
     assert losses[0] == losses[1]
 
 
+# --- reversible instance normalisation ------------------------------------------------
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norm_follows_shift_and_scale_of_a_series(tiny, affine):
+    """A forecast of 100 x + 1,000 is the forecast of x, mapped likewise."""
+    series = with_gaps(noisy_sine(), slice(70, 74))
+    norm = {"affine": affine, "eps": 1e-9}
+    model = tiny(use_reversible_instance_norm=norm).fit(series)
+    forecast = model.predict(6, series, num_samples=20, random_state=0)
+    mapped = model.predict(6, 100 * series + 1000, num_samples=20, random_state=0)
+    expected = 100 * forecast.all_values() + 1000
+    np.testing.assert_allclose(mapped.all_values(), expected, rtol=1e-4)
+
+
+def test_instance_norm_keeps_the_likelihood_of_the_data():
+    """Raw parameters mapped back give the density of x, by change of variables."""
+    torch.manual_seed(0)
+    likelihood = likelihoods.GaussianLikelihood()
+    x = 50 + 3 * torch.randn(4, 12, 2, dtype=torch.float64)
+    rin = RINorm(input_dim=2).double()
+    with torch.no_grad():
+        rin.affine_weight.copy_(torch.tensor([0.5, 2.0]))
+        rin.affine_bias.copy_(torch.tensor([-1.0, 1.0]))
+    scale = instance_scale(rin, x, torch.ones_like(x))
+    raw = torch.randn(4, 12, 2, 2, dtype=torch.float64)
+    normalised, data = (
+        likelihood._distr_from_params(likelihood._params_from_output(r))
+        for r in (raw, scale.to_data(raw))
+    )
+    expected = normalised.log_prob(scale.normalise(x)) - scale.scale.abs().log()
+    torch.testing.assert_close(data.log_prob(x), expected)
+
+
+def test_instance_norm_of_a_family_without_location(tiny):
+    with pytest.raises(ValueError, match="`use_reversible_instance_norm` must be"):
+        tiny(
+            likelihood=likelihoods.PoissonLikelihood(),
+            use_reversible_instance_norm=True,
+        )
+
+
 # --- likelihoods ----------------------------------------------------------------------
 
 ANY = noisy_sine(num_components=2).values()
@@ -310,9 +352,7 @@ def test_save_and_load(tiny, tmp_path):
     assert same(forecast, loaded.predict(4, num_samples=3, random_state=1))
     weights = tiny()
     weights.load_weights(path)
-    assert same(
-        forecast, weights.predict(4, noisy_sine(), num_samples=3, random_state=1)
-    )
+    assert same(forecast, weights.predict(4, noisy_sine(), num_samples=3, random_state=1))
 
 
 def test_forecasts_use_averaged_weights(tiny, tmp_path):
@@ -334,12 +374,25 @@ def test_forecasts_use_averaged_weights(tiny, tmp_path):
     torch.testing.assert_close(used, average[name])
 
 
-def test_kl_weight_rises_once(tiny):
-    model = tiny(n_epochs=10)
-    model.fit(noisy_sine())
-    assert model.model.kl_weight == 1.0
-    model.fit(noisy_sine(), epochs=1)
-    assert model.model.kl_weight == 1.0
+class KLWeights(Callback):
+    """Record the weight of the divergence in every update."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.weights.append(pl_module.kl_weight)
+
+
+def test_kl_weight_starts_and_ends_at_one(tiny):
+    record = KLWeights()
+    model = tiny({"callbacks": [record]}, n_epochs=10).fit(noisy_sine())
+    assert record.weights[0] == record.weights[-1] == 1.0
+    assert max(record.weights) == 2.0
+    record.weights.clear()
+    # a fitted model does not go through it again
+    model.fit(noisy_sine(), epochs=2)
+    assert set(record.weights) == {1.0}
 
 
 def test_gradient_is_clipped_by_default(tiny):

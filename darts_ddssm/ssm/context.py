@@ -94,9 +94,7 @@ class MarkovContext(Context):
     ) -> None:
         super().__init__(latent_dim, input_size, hidden_size)
         self.order = order
-        self.network = MLP(
-            order * (latent_dim + 1) + input_size, hidden_size, hidden_size
-        )
+        self.network = MLP(order * (latent_dim + 1) + input_size, hidden_size, hidden_size)
 
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
         num_steps = z.shape[1]

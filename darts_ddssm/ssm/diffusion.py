@@ -156,9 +156,7 @@ class DenoiserNetwork(nn.Module):
         self.embedding = FourierEmbedding(embedding_size)
         self.linear_in = nn.Linear(latent_dim, hidden_size)
         self.project_context = nn.Linear(context_size, num_blocks * hidden_size)
-        self.project_noise = nn.Linear(
-            embedding_size, num_blocks * hidden_size, bias=False
-        )
+        self.project_noise = nn.Linear(embedding_size, num_blocks * hidden_size, bias=False)
         self.blocks = nn.ModuleList(
             ConditionalBlock(hidden_size) for _ in range(num_blocks)
         )
@@ -257,9 +255,7 @@ def dpm_solver(
         Falling noise levels, all in one unit.
     """
     previous, previous_step = None, 0.0
-    for i, (level, next_level) in enumerate(
-        zip(levels, [*levels[1:], 0.0], strict=True)
-    ):
+    for i, (level, next_level) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
         denoised = denoise(z, i)
         if next_level == 0.0:
             return denoised

@@ -45,9 +45,7 @@ class _PosteriorPath(torch.autograd.Function):
         weights = (weight_in, weight_out, bias_out)
         z = torch.zeros_like(noise[0])
         steps = []
-        for projection_t, noise_t, floor_t in zip(
-            projection, noise, floor, strict=True
-        ):
+        for projection_t, noise_t, floor_t in zip(projection, noise, floor, strict=True):
             steps.append(_posterior_step(z, projection_t, noise_t, floor_t, weights))
             z = steps[-1][0]
         path, mean, std, hidden, raw_std = (
@@ -166,17 +164,13 @@ class Encoder(nn.Module):
         """
         with torch.autocast(projection.device.type, enabled=False):
             projection = projection.to(self.weight_in.dtype)
-            noise = torch.randn_like(
-                projection[..., :1].expand(-1, -1, self.latent_dim)
-            )
+            noise = torch.randn_like(projection[..., :1].expand(-1, -1, self.latent_dim))
             steps = _PosteriorPath.apply(projection, noise, floor, *self._weights)
         # (T, B, D) -> (B, T, D)
         z, mean, std = (x.transpose(0, 1) for x in steps)
         return z, mean, std
 
-    def step(
-        self, z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor
-    ) -> Tensor:
+    def step(self, z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor) -> Tensor:
         """Return z_t given z_{t-1} and standard noise, for many paths at once.
 
         Parameters

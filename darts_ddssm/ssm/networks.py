@@ -80,6 +80,4 @@ class ConditionalBlock(nn.Module):
 
     def forward(self, h: Tensor, shift: Tensor) -> Tensor:
         """Map ``h`` and ``shift``, both (..., H), to (..., H)."""
-        return h + self.linear_out(
-            nn.functional.silu(self.linear_in(self.norm(h)) + shift)
-        )
+        return h + self.linear_out(nn.functional.silu(self.linear_in(self.norm(h)) + shift))

@@ -95,9 +95,7 @@ class StateSpaceModel(nn.Module):
         if transition_order is None:
             context = RecurrentContext(latent_dim, input_size, hidden_size)
         else:
-            context = MarkovContext(
-                latent_dim, input_size, hidden_size, transition_order
-            )
+            context = MarkovContext(latent_dim, input_size, hidden_size, transition_order)
         self.transition: Transition
         if transition == "diffusion":
             self.transition = DiffusionTransition(context, hidden_size)

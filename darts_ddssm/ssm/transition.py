@@ -209,9 +209,7 @@ class GaussianTransition(Transition):
 
     def __init__(self, context: Context, hidden_size: int) -> None:
         super().__init__(context)
-        self.network = MLP(
-            context.context_size, hidden_size, 2 * context.latent_dim
-        )
+        self.network = MLP(context.context_size, hidden_size, 2 * context.latent_dim)
 
     def moments(self, context: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation in centred coordinates, (N, D) each."""

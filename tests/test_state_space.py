@@ -1,0 +1,239 @@
+"""The state-space model as a whole: gaps, layouts, its bound and its forecasts."""
+
+import pytest
+import torch
+from test_diffusion import assert_mean, assert_same_mean, randomised
+from torch import Tensor
+from torch.distributions import MultivariateNormal, Normal
+
+from darts_ddssm.ssm.context import History
+from darts_ddssm.ssm.state_space import StateSpaceModel, Window
+
+each_model = pytest.mark.parametrize(
+    "transition, order",
+    [("diffusion", 1), ("diffusion", None), ("gaussian", 2), ("gaussian", None)],
+)
+
+NUM_COMPONENTS, LATENT_DIM, INPUT_SIZE, PAST_SIZE = 2, 3, 1, 2
+
+
+def model_of(transition: str, order: int | None) -> StateSpaceModel:
+    torch.manual_seed(0)
+    model = StateSpaceModel(
+        num_components=NUM_COMPONENTS,
+        num_parameters=2,
+        input_size=INPUT_SIZE,
+        past_size=PAST_SIZE,
+        latent_dim=LATENT_DIM,
+        transition_order=order,
+        transition=transition,
+        hidden_size=8,
+    )
+    return randomised(model).eval()
+
+
+def window_of(num_series: int = 2, num_steps: int = 6) -> Window:
+    """Series that differ more and more, with gaps."""
+    torch.manual_seed(1)
+    level = 3.0 * torch.arange(num_series).view(-1, 1, 1)
+
+    def values(size: int) -> Tensor:
+        return (level + torch.randn(num_series, num_steps, size)).double()
+
+    x = values(NUM_COMPONENTS)
+    observed = (torch.rand(x.shape) > 0.3).double()
+    u, past = values(INPUT_SIZE), values(PAST_SIZE)
+    return Window(x, observed, u, past, weight=torch.ones_like(x))
+
+
+def series_of(window: Window, i: int) -> Window:
+    return Window(*(x[i : i + 1] for x in window))
+
+
+def future_inputs(num_series: int = 2, num_steps: int = 4) -> Tensor:
+    torch.manual_seed(2)
+    return torch.randn(num_series, num_steps, INPUT_SIZE).double()
+
+
+@torch.no_grad()
+def forecast(
+    model: StateSpaceModel,
+    window: Window,
+    u: Tensor,
+    num_samples: int,
+    mean: bool = False,
+) -> tuple[History, Tensor]:
+    """Histories of S * B paths and the paths that follow, (S, B, n, D)."""
+    history = model.posterior(model.encode(window), num_samples, mean=mean)
+    path = model.roll_out(
+        history, u.repeat(num_samples, 1, 1), num_solver_steps=4, mean=mean
+    )
+    return history, path.unflatten(0, (num_samples, len(u)))
+
+
+# --- gaps -----------------------------------------------------------------------------
+
+
+@each_model
+def test_values_in_gaps_never_matter(transition, order):
+    model, window = model_of(transition, order), window_of()
+
+    def elbo(x: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(3)
+        return model.elbo(window._replace(x=x))
+
+    expected = elbo(window.x)
+    gaps = window.observed == 0
+    elsewhere = elbo(window.x.masked_fill(gaps, 1e6))
+    torch.testing.assert_close(elsewhere, expected, rtol=0, atol=0)
+    # a value that is observed does matter, to both
+    observed = elbo(window.x.masked_fill(~gaps, 1.0))
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(observed, expected, strict=True))
+
+
+def test_a_gap_is_not_a_value_of_zero():
+    model, window = model_of("gaussian", 1), window_of()
+    zeros = window._replace(x=torch.zeros_like(window.x))
+    seen = zeros._replace(observed=torch.ones_like(window.x))
+    assert (model.encode(zeros) - model.encode(seen)).abs().max() > 1e-3
+
+
+# --- layouts --------------------------------------------------------------------------
+
+
+@each_model
+def test_forecast_rows_go_sample_by_sample(transition, order):
+    model, window, u = model_of(transition, order), window_of(), future_inputs()
+    history, path = forecast(model, window, u, num_samples=5, mean=True)
+    assert all(len(x) == 5 * 2 for x in history)
+    assert history.previous.shape == (5 * 2, LATENT_DIM)
+    assert path.shape == (5, 2, 4, LATENT_DIM)
+
+    last = history.previous.unflatten(0, (5, 2))
+    # every sample of a series is the same mean, and the series are far apart
+    torch.testing.assert_close(last, last[:1].expand_as(last))
+    torch.testing.assert_close(path, path[:1].expand_as(path))
+    assert (last[:, 0] - last[:, 1]).abs().max() > 0.1
+
+
+@each_model
+def test_mean_forecast_does_not_depend_on_the_other_series(transition, order):
+    model, window, u = model_of(transition, order), window_of(), future_inputs()
+    history, path = forecast(model, window, u, num_samples=3, mean=True)
+    last = history.previous.unflatten(0, (3, 2))
+    for i in range(2):
+        alone = forecast(model, series_of(window, i), u[i : i + 1], 1, mean=True)
+        torch.testing.assert_close(last[:1, i], alone[0].previous)
+        torch.testing.assert_close(path[:1, i], alone[1][:, 0])
+
+
+@each_model
+def test_sampled_forecast_does_not_depend_on_the_other_series(transition, order):
+    model, window, u = model_of(transition, order), window_of(), future_inputs()
+    history, path = forecast(model, window, u, num_samples=4000)
+    last = history.previous.unflatten(0, (4000, 2))
+    for i in range(2):
+        alone = forecast(model, series_of(window, i), u[i : i + 1], 4000)
+        for drawn, expected in [
+            (last[:, i], alone[0].previous),
+            (path[:, i], alone[1][:, 0]),
+        ]:
+            assert_same_mean(drawn, expected)
+            centre = expected.mean(0)
+            assert_same_mean((drawn - centre).square(), (expected - centre).square())
+
+
+@each_model
+def test_posterior_ends_where_the_paths_of_the_bound_do(transition, order):
+    """Step by step, many samples at once, and by the fused path: one distribution."""
+    model, window = model_of(transition, order), series_of(window_of(), 1)
+    copies = Window(*(x.repeat(4000, 1, 1) for x in window))
+    with torch.no_grad():
+        z, _, _ = model.encoder.path(
+            model.encode(copies), model.transition.min_std(window.x.shape[1])
+        )
+        last = model.posterior(model.encode(window), 4000).previous
+    assert_same_mean(last, z[:, -1])
+    centre = z[:, -1].mean(0)
+    assert_same_mean((last - centre).square(), (z[:, -1] - centre).square())
+
+
+# --- types and sizes ------------------------------------------------------------------
+
+
+@each_model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_steps", [1, 6])
+def test_any_type_and_length(transition, order, dtype, num_steps):
+    model = model_of(transition, order).to(dtype).train()
+    window = Window(*(x.to(dtype) for x in window_of(num_steps=num_steps)))
+    parameters, kl = model.elbo(window)
+    assert parameters.shape == (2, num_steps, NUM_COMPONENTS, 2)
+    assert kl.shape == (2, num_steps)
+    (parameters.square().sum() + kl.sum()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            # what is for later steps alone: one step has no use for it
+            assert num_steps == 1, name
+        else:
+            assert parameter.grad.isfinite().all(), name
+    _, path = forecast(model, window, future_inputs().to(dtype), num_samples=3)
+    assert parameters.dtype == kl.dtype == path.dtype == dtype
+    assert path.isfinite().all()
+
+
+# --- the bound ------------------------------------------------------------------------
+
+SLOPE, STD, NOISE_STD, LENGTH = 0.8, 0.6, 0.3, 10
+
+
+def exact_marginal() -> MultivariateNormal:
+    """x_t = z_t + noise of a stationary z_t = SLOPE z_{t-1} + STD w_t."""
+    t = torch.arange(LENGTH).double()
+    variance = STD**2 / (1 - SLOPE**2)
+    covariance = variance * SLOPE ** (t - t[:, None]).abs()
+    covariance += NOISE_STD**2 * torch.eye(LENGTH)
+    return MultivariateNormal(torch.zeros(LENGTH).double(), covariance)
+
+
+def bound(model: StateSpaceModel, x: Tensor) -> Tensor:
+    """Estimates of the evidence bound of each of the series, (B, T) -> (B,)."""
+    x = x.unsqueeze(-1)
+    ones, none = torch.ones_like(x), x[..., :0]
+    parameters, kl = model.elbo(Window(x, ones, none, none, weight=ones))
+    mean, raw_std = parameters.unbind(-1)
+    std = torch.nn.functional.softplus(raw_std)
+    return (Normal(mean, std).log_prob(x).sum(-1) - kl).sum(-1)
+
+
+@pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
+def test_trained_bound_is_just_under_the_exact_log_likelihood(transition):
+    torch.manual_seed(0)
+    exact = exact_marginal()
+    model = StateSpaceModel(
+        num_components=1,
+        num_parameters=2,
+        input_size=0,
+        past_size=0,
+        latent_dim=1,
+        transition_order=1,
+        transition=transition,
+        hidden_size=16,
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=300)
+    for _ in range(300):
+        loss = -bound(model, exact.sample((64,)).float()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay.step()
+
+    model.double().eval()
+    x = exact.sample((4000,))
+    with torch.no_grad():
+        off = (bound(model, x) - exact.log_prob(x)) / LENGTH
+    print(off.mean(), off.std() / 4000**0.5)
+    # between 0.1 nats a value under it and 0, beyond the error
+    assert_mean(off, -0.05, allowance=0.05)
