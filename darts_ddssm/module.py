@@ -26,10 +26,10 @@ from darts_ddssm.instance_norm import InstanceScale, instance_scale
 from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 from darts_ddssm.window import context_window, inputs_ahead, training_window
 
-# Weight of the KL by share of the updates done, linear in between. The bound hardly tells
-# a latent that follows its transition from one that copies the data, noise and all; a
-# weight above 1 midway does, and 1 again at the end makes it the bound.
-KL_WEIGHTS = ((0.0, 1.0), (0.2, 1.0), (0.3, 2.0), (0.7, 2.0), (0.9, 1.0))
+# The weight of the divergence rises from the first value to 1 at the first share of the
+# updates, to the peak at the second, stays there to the third and is 1 from the last on.
+KL_WEIGHT_START = 0.05
+KL_WEIGHT_SHARES = (0.2, 0.3, 0.7, 0.9)
 # Where the number of updates has no limit, this many count as all.
 UNLIMITED_UPDATES = 3000
 
@@ -83,6 +83,8 @@ class _DDSSMModule(PLForecastingModule):
         As for the state-space model.
     num_solver_steps
         Network evaluations a forecast step.
+    peak_kl_weight
+        Weight of the divergence midway in training.
     **kwargs
         Arguments of darts' :class:`PLForecastingModule`.
     """
@@ -100,10 +102,12 @@ class _DDSSMModule(PLForecastingModule):
         transition: str,
         hidden_size: int,
         num_solver_steps: int,
+        peak_kl_weight: float,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.num_solver_steps = num_solver_steps
+        self.peak_kl_weight = peak_kl_weight
         self.ssm = StateSpaceModel(
             num_components=num_components,
             num_parameters=num_parameters,
@@ -151,7 +155,8 @@ class _DDSSMModule(PLForecastingModule):
     @property
     def kl_weight(self) -> float:
         """Weight of the divergence in the training loss at this point of training."""
-        return float(np.interp(self.progress.item(), *zip(*KL_WEIGHTS, strict=True)))
+        weights = (KL_WEIGHT_START, 1.0, self.peak_kl_weight, self.peak_kl_weight, 1.0)
+        return float(np.interp(self.progress.item(), (0.0, *KL_WEIGHT_SHARES), weights))
 
     def negative_elbo(self, window: Window, kl_weight: float) -> Tensor:
         """Negative evidence bound of a window in nats a value, a scalar."""

@@ -86,6 +86,7 @@ def simulated(output_dir: Path, updates: int) -> None:
             output_chunk_length=1,
             latent_dim=2,
             transition=transition,
+            peak_kl_weight=2.0,
             batch_size=64,
             n_epochs=updates // 16 + 1,
             random_state=0,
@@ -156,7 +157,7 @@ def real(output_dir: Path, updates: int) -> None:
         "DDSSM": DDSSMModel(
             output_chunk_length=horizon,
             model_name="ddssm",
-            optimizer_kwargs={"lr": 2e-3},
+            **falling_rate(2e-3, updates),
             **arguments,
         ),
         "RNNModel": RNNModel(

@@ -384,11 +384,13 @@ class KLWeights(Callback):
         self.weights.append(pl_module.kl_weight)
 
 
-def test_kl_weight_starts_and_ends_at_one(tiny):
+def test_kl_weight_starts_low_and_ends_at_one(tiny):
     record = KLWeights()
-    model = tiny({"callbacks": [record]}, n_epochs=10).fit(noisy_sine())
-    assert record.weights[0] == record.weights[-1] == 1.0
-    assert max(record.weights) == 2.0
+    model = tiny({"callbacks": [record]}, n_epochs=10, peak_kl_weight=3)
+    model.fit(noisy_sine())
+    assert record.weights[0] == pytest.approx(0.05)
+    assert max(record.weights) == 3.0
+    assert record.weights[-1] == 1.0
     record.weights.clear()
     # a fitted model does not go through it again
     model.fit(noisy_sine(), epochs=2)
@@ -463,6 +465,12 @@ def test_num_solver_steps_is_checked_when_changed(tiny):
     model = tiny()
     with pytest.raises(ValueError, match="`num_solver_steps` must be .* got `0`"):
         model.num_solver_steps = 0
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "2", None, True])
+def test_peak_kl_weight_must_be_a_positive_number(tiny, value):
+    with pytest.raises(ValueError, match=f"`peak_kl_weight` must be .* got `{value!r}`"):
+        tiny(peak_kl_weight=value)
 
 
 def test_transition_must_be_known(tiny):

@@ -234,6 +234,5 @@ def test_trained_bound_is_just_under_the_exact_log_likelihood(transition):
     x = exact.sample((4000,))
     with torch.no_grad():
         off = (bound(model, x) - exact.log_prob(x)) / LENGTH
-    print(off.mean(), off.std() / 4000**0.5)
     # between 0.1 nats a value under it and 0, beyond the error
     assert_mean(off, -0.05, allowance=0.05)

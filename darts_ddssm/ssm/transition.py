@@ -35,12 +35,9 @@ SCALE_UPDATE = 0.02
 # Noise levels at which the mean of a transition is read off its denoiser.
 MEAN_LEVELS = [8.0, 4.0, 2.0]
 
-# Noise levels a row outside training, where a comparison should not be left to chance.
-NUM_EVALUATION_DRAWS = 8
-
-# Rows of a training batch that are noised at most: past some thousand, more of them cost
-# time and hardly steady the gradient.
-MAX_TRAINING_ROWS = 4096
+# Noised rows that make a steady estimate for a batch. Training takes no more of them; a
+# small batch in evaluation, where a comparison should not be left to chance, no fewer.
+STEADY_ROWS = 4096
 
 
 class Transition(nn.Module, ABC):
@@ -175,17 +172,14 @@ class DiffusionTransition(Transition):
     def _kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
         num_rows = len(mean)
         if not self.training:
-            draws = range(NUM_EVALUATION_DRAWS)
-            return torch.stack(
-                [self._draw_kl(context, mean, std, scale) for _ in draws]
-            ).mean(0)
-        if num_rows <= MAX_TRAINING_ROWS:
+            draws = range(max(STEADY_ROWS // num_rows, 1))
+            return sum(self._draw_kl(context, mean, std, scale) for _ in draws) / len(draws)
+        if num_rows <= STEADY_ROWS:
             return self._draw_kl(context, mean, std, scale)
         # A random part of the rows, scaled up, has the same mean as all of them.
-        rows = torch.randperm(num_rows, device=mean.device)[:MAX_TRAINING_ROWS]
+        rows = torch.randperm(num_rows, device=mean.device)[:STEADY_ROWS]
         kl = self._draw_kl(*(x[rows] for x in (context, mean, std, scale)))
-        kl = kl * (num_rows / MAX_TRAINING_ROWS)
-        return mean.new_zeros(num_rows).index_put((rows,), kl)
+        return mean.new_zeros(num_rows).index_put((rows,), kl * (num_rows / STEADY_ROWS))
 
     def _draw_kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
         """Estimate the divergence from one noise level a row, (N,)."""

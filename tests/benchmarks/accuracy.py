@@ -217,7 +217,7 @@ def real(args: argparse.Namespace, name: str) -> None:
             output_chunk_length=horizon,
             transition=transition,
             model_name=f"{name}_{transition}_{args.seed}",
-            **(arguments | {"optimizer_kwargs": {"lr": args.lr}} | args.model),
+            **(arguments | one_cycle(args.updates, args.lr) | args.model),
         )
         for transition in args.transitions
     }
@@ -270,12 +270,13 @@ def main() -> None:
     )
     parser.add_argument("--order", type=int, help="transition_order; default unbounded")
     parser.add_argument("--latent-dim", type=int)
+    parser.add_argument("--peak-kl-weight", type=float, default=1.0)
     parser.add_argument("--no-rnn", dest="rnn", action="store_false")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    args.model = {"transition_order": args.order}
+    args.model = {"transition_order": args.order, "peak_kl_weight": args.peak_kl_weight}
     if args.latent_dim:
         args.model["latent_dim"] = args.latent_dim
     for suite in args.suites:
