@@ -194,7 +194,7 @@ def real(output_dir: Path, updates: int) -> None:
             random_state=0,
         )
         elapsed = seconds.get(name, 0.0) + time.perf_counter() - begin
-        forecasts = scaler.inverse_transform(forecasts)
+        forecasts = [scaler.inverse_transform(f) for f in forecasts]
         actual = [series] * len(forecasts)
         covered = np.mean(ic(actual, forecasts, q_interval=(0.05, 0.95)))
         rows[name] = (np.mean(mcrps(actual, forecasts)), covered, elapsed)

@@ -16,6 +16,12 @@ function                   what a model must learn
 =========================  ===========================================================
 
 Letters: N series, T steps, C observed components, D state components, S samples.
+
+References
+----------
+.. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
+.. [2] Särkkä and Svensson, "Bayesian Filtering and Smoothing", 2nd edition, Cambridge
+       University Press, 2023.
 """
 
 from darts_ddssm.datasets.bimodal import BimodalRandomWalk, bimodal_random_walk

@@ -27,26 +27,8 @@ class BimodalRandomWalk(Process):
     The one-step density has two narrow modes at a distance of :math:`2b`, which a
     Gaussian transition can only cover with one wide one.
 
-    Parameters
-    ----------
-    decay
-        a, from 0 to 1.
-    step
-        b, the height of a jump.
-    noise
-        c, standard deviation of the observation noise.
-    probability
-        p, probability of an upward jump.
-
-    Raises
-    ------
-    ValueError
-        If `decay` is outside [0, 1], `step` or `noise` not positive, or `probability`
-        outside (0, 1).
-
-    References
-    ----------
-    .. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
+    The parameters and their ranges are those of `bimodal_random_walk`: a is `decay`, b
+    `step`, c `noise` and p `probability`.
 
     Examples
     --------
@@ -65,24 +47,18 @@ class BimodalRandomWalk(Process):
     state_components = ("z",)
 
     def __post_init__(self) -> None:
-        check(
-            0 <= self.decay <= 1,
-            f"`decay` must be between 0 and 1, got `{self.decay}`.",
-        )
+        check(0 <= self.decay <= 1, f"`decay` must be between 0 and 1, got `{self.decay}`.")
         check_positive(step=self.step, noise=self.noise)
         check_probability(probability=self.probability)
 
     def initial_state(self, num_series: int, rng: np.random.Generator) -> np.ndarray:
-        """The state before the first step is zero, (N, 1)."""
         return np.zeros((num_series, 1))
 
     def next_state(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw a jump of each state, (..., 1) to (..., 1)."""
         sign = random_signs(self.probability, state.shape, rng)
         return self.decay * state + self.step * sign
 
     def observe(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw an observation of each state, (..., 1) to (..., 1)."""
         return state + self.noise * rng.standard_normal(state.shape)
 
     def predictive_density(self, x: np.ndarray, state: np.ndarray) -> np.ndarray:
@@ -105,15 +81,6 @@ class BimodalRandomWalk(Process):
         ------
         ValueError
             If the last axis of `state` has not one entry.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from darts_ddssm.datasets import BimodalRandomWalk
-        >>> grid = np.linspace(-10, 10, 2001)
-        >>> density = BimodalRandomWalk().predictive_density(grid, state=[2.0])
-        >>> round(float(density.sum() * 0.01), 6)
-        1.0
         """
         mean = self.decay * self._check_state(state)
         x = np.asarray(x, dtype=np.float64)
@@ -166,10 +133,6 @@ def bimodal_random_walk(
     ValueError
         If an argument is outside its range.
 
-    References
-    ----------
-    .. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
-
     Examples
     --------
     >>> from darts_ddssm.datasets import bimodal_random_walk
@@ -179,5 +142,3 @@ def bimodal_random_walk(
     """
     process = BimodalRandomWalk(decay, step, noise, probability)
     return process.simulate(num_series, length, random_state)
-
-

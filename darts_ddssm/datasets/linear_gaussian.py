@@ -28,13 +28,6 @@ class KalmanMoments(NamedTuple):
         Given all observations, (T, D).
     smoothed_covariance
         Its covariance, (T, D, D).
-
-    Examples
-    --------
-    >>> from darts_ddssm.datasets import linear_gaussian
-    >>> series, _, process = linear_gaussian(1, length=20, random_state=0)
-    >>> process.smooth(series[0].values()).smoothed_mean.shape
-    (20, 2)
     """
 
     filtered_mean: np.ndarray
@@ -69,11 +62,6 @@ class LinearGaussian(Process):
     ValueError
         If the shapes do not fit, F is not stable, or Q or R not positive definite.
 
-    References
-    ----------
-    .. [1] Särkkä and Svensson, "Bayesian Filtering and Smoothing", 2nd edition,
-           Cambridge University Press, 2023.
-
     Examples
     --------
     An autoregression of order one, seen with noise:
@@ -99,16 +87,11 @@ class LinearGaussian(Process):
         self.transition_covariance = np.asarray(transition_covariance, np.float64)
         self.emission_covariance = np.asarray(emission_covariance, np.float64)
 
-        check(
-            self.emission.ndim == 2,
-            f"`emission` must have two axes, got shape `{self.emission.shape}`.",
-        )
-        c, d = self.emission.shape
-        for name, size in [
-            ("transition", d),
-            ("transition_covariance", d),
-            ("emission_covariance", c),
-        ]:
+        shape = self.emission.shape
+        check(len(shape) == 2, f"`emission` must have two axes, got shape `{shape}`.")
+        c, d = shape
+        sizes = {"transition": d, "transition_covariance": d, "emission_covariance": c}
+        for name, size in sizes.items():
             matrix = getattr(self, name)
             check(
                 matrix.shape == (size, size),
@@ -117,23 +100,17 @@ class LinearGaussian(Process):
             check(
                 name == "transition"
                 or (np.allclose(matrix, matrix.T) and np.linalg.eigvalsh(matrix).min() > 0),
-                f"`{name}` must be symmetric and positive definite, "
-                f"got `{matrix.tolist()}`.",
+                f"`{name}` must be symmetric and positive definite, got `{matrix}`.",
             )
-        radius = np.abs(np.linalg.eigvals(self.transition)).max()
-        check(
-            radius < 1,
-            f"`transition` must have a spectral radius below 1, got `{radius}`.",
-        )
+        rho = np.abs(np.linalg.eigvals(self.transition)).max()
+        check(rho < 1, f"`transition` must have a spectral radius below 1, got `{rho}`.")
 
     @property
     def components(self) -> tuple[str, ...]:
-        """x1, x2, and so on."""
         return tuple(f"x{i + 1}" for i in range(len(self.emission)))
 
     @property
     def state_components(self) -> tuple[str, ...]:
-        """z1, z2, and so on."""
         return tuple(f"z{i + 1}" for i in range(len(self.transition)))
 
     @cached_property
@@ -146,16 +123,13 @@ class LinearGaussian(Process):
         ).reshape(d, d)
 
     def initial_state(self, num_series: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw stationary states, (N, D)."""
         return _gaussian_noise(self.stationary_covariance, (num_series,), rng)
 
     def next_state(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw the next state of each, (..., D) to (..., D)."""
         noise = _gaussian_noise(self.transition_covariance, state.shape[:-1], rng)
         return state @ self.transition.T + noise
 
     def observe(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw an observation of each state, (..., D) to (..., C)."""
         noise = _gaussian_noise(self.emission_covariance, state.shape[:-1], rng)
         return state @ self.emission.T + noise
 
@@ -181,23 +155,15 @@ class LinearGaussian(Process):
         ------
         ValueError
             If `x` has not the shape (T, C), or `n` is not positive.
-
-        Examples
-        --------
-        >>> from darts_ddssm.datasets import linear_gaussian
-        >>> series, _, process = linear_gaussian(1, length=20, random_state=0)
-        >>> mean, covariance = process.kalman_forecast(series[0].values(), n=12)
-        >>> bool(covariance[0] < covariance[-1])
-        True
         """
         check_positive(n=n)
         means, covariances, _ = self._filter(x)
-        mean, cov = means[-1], covariances[-1]
-        forecast = []
+        state, forecast = (means[-1], covariances[-1]), []
         for _ in range(n):
-            mean, cov = self._predict(mean, cov)
-            forecast.append((self.emission @ mean, self._emission_moment(cov)))
-        return np.stack([m for m, _ in forecast]), np.stack([c for _, c in forecast])
+            state = self._predict(*state)
+            forecast.append((self.emission @ state[0], self._emission_moment(state[1])))
+        mean, covariance = zip(*forecast, strict=True)
+        return np.stack(mean), np.stack(covariance)
 
     def log_likelihood(self, x: np.ndarray) -> float:
         """
@@ -351,11 +317,6 @@ def linear_gaussian(
     ValueError
         If an argument is outside its range.
 
-    References
-    ----------
-    .. [1] Särkkä and Svensson, "Bayesian Filtering and Smoothing", 2nd edition,
-           Cambridge University Press, 2023.
-
     Examples
     --------
     >>> from darts_ddssm.datasets import linear_gaussian
@@ -365,8 +326,7 @@ def linear_gaussian(
     ((12, 1), (12, 1, 1))
     """
     check_probability(radius=radius)
-    check_positive(period=period, step=step, noise=noise)
-    check_positive(num_components=num_components)
+    check_positive(period=period, step=step, noise=noise, num_components=num_components)
     cos, sin = np.cos(2 * np.pi / period), np.sin(2 * np.pi / period)
     rng = np.random.default_rng(system_state)
     emission = rng.standard_normal((num_components, 2))

@@ -1,8 +1,4 @@
-"""
-What the processes have in common: how to simulate one, and how to continue it.
-
-Letters: N series, T steps, C observed components, D state components, S samples.
-"""
+"""What the processes have in common: how to simulate one, and how to continue it."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -50,17 +46,6 @@ class SimulatedSeries(NamedTuple):
         depends on is in the last one.
     process
         The process that drew them: their oracle.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from darts_ddssm.datasets import bimodal_random_walk
-    >>> series, latents, process = bimodal_random_walk(3, length=10, random_state=0)
-    >>> len(series), series[0].shape, latents[0].components.tolist()
-    (3, (10, 1, 1), ['z'])
-    >>> states = np.stack([latent.last_values() for latent in latents])
-    >>> process.sample_future(states, n=5, num_samples=100).shape
-    (100, 3, 5, 1)
     """
 
     series: list[TimeSeries]
@@ -73,7 +58,7 @@ class Process(ABC):
     A Markov state and an observation of it: what the processes here have in common.
 
     A process of one's own names its components and says how the state starts, how it
-    moves and how it is observed, the last two for states of any leading shape.
+    moves and how it is observed.
 
     Examples
     --------
@@ -96,12 +81,12 @@ class Process(ABC):
     @property
     @abstractmethod
     def components(self) -> tuple[str, ...]:
-        """Names of the observed components, C of them."""
+        """Names of the C observed components."""
 
     @property
     @abstractmethod
     def state_components(self) -> tuple[str, ...]:
-        """Names of the components of the state, D of them."""
+        """Names of the D components of the state."""
 
     @abstractmethod
     def initial_state(self, num_series: int, rng: np.random.Generator) -> np.ndarray:
@@ -139,13 +124,6 @@ class Process(ABC):
         ------
         ValueError
             If `num_series` or `length` is not positive.
-
-        Examples
-        --------
-        >>> from darts_ddssm.datasets import SwitchingSigns
-        >>> series, _, _ = SwitchingSigns().simulate(2, length=24, random_state=0)
-        >>> series[0].shape
-        (24, 8, 1)
         """
         check_positive(num_series=num_series, length=length)
         rng = np.random.default_rng(random_state)
@@ -155,11 +133,7 @@ class Process(ABC):
         )
 
     def sample_future(
-        self,
-        state: np.ndarray,
-        n: int,
-        num_samples: int,
-        random_state: int | None = None,
+        self, state: np.ndarray, n: int, num_samples: int, random_state: int | None = None
     ) -> np.ndarray:
         """
         Draw the next observations given the true state: the best forecast there is.
@@ -188,9 +162,12 @@ class Process(ABC):
 
         Examples
         --------
-        >>> from darts_ddssm.datasets import BimodalRandomWalk
-        >>> BimodalRandomWalk().sample_future([1.5], n=6, num_samples=100).shape
-        (100, 6, 1)
+        >>> import numpy as np
+        >>> from darts_ddssm.datasets import bimodal_random_walk
+        >>> series, latents, process = bimodal_random_walk(3, length=10, random_state=0)
+        >>> states = np.stack([latent.last_values() for latent in latents])
+        >>> process.sample_future(states, n=5, num_samples=100).shape
+        (100, 3, 5, 1)
         """
         check_positive(n=n, num_samples=num_samples)
         state = self._check_state(state)
@@ -226,5 +203,3 @@ def _to_series(values: np.ndarray, components: tuple[str, ...]) -> list[TimeSeri
         TimeSeries.from_values(v, columns=list(components))
         for v in values.astype(np.float32)
     ]
-
-

@@ -29,29 +29,8 @@ class SwitchingSigns(Process):
     inputs of the inner hyperbolic tangent have standard deviation 1. Series start in
     the stationary regime.
 
-    Parameters
-    ----------
-    decay
-        a, between 0 and 1.
-    step
-        b, the height of a jump.
-    persistence
-        p, probability that a sign stays.
-    noise
-        c, standard deviation of the observation noise.
-    system_state
-        Seed of A, W_1 and W_2, apart from the seed of the series, so that training and
-        test series share one system.
-
-    Raises
-    ------
-    ValueError
-        If `decay` or `persistence` is outside (0, 1), or `step` or `noise` is not
-        positive.
-
-    References
-    ----------
-    .. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
+    The parameters and their ranges are those of `switching_signs`: a is `decay`, b
+    `step`, p `persistence` and c `noise`; `system_state` is the seed of A, W_1 and W_2.
 
     Examples
     --------
@@ -92,7 +71,6 @@ class SwitchingSigns(Process):
         )
 
     def initial_state(self, num_series: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw states of the stationary regime, (N, 8)."""
         state = np.zeros((num_series, 8))
         state[:, 4:] = random_signs(0.5, (num_series, 4), rng)
         # Zero is forgotten to one part in a thousand.
@@ -101,37 +79,16 @@ class SwitchingSigns(Process):
         return state
 
     def next_state(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw signs and jumps, (..., 8) to (..., 8)."""
         z, sign = state[..., :4], state[..., 4:]
         sign = sign * random_signs(self.persistence, sign.shape, rng)
         return np.concatenate([self.decay * z + self.step * sign, sign], axis=-1)
 
     def observe(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw an observation of each state, (..., 8) to (..., 8)."""
         mean = self.emission_mean(state)
         return mean + self.noise * rng.standard_normal(mean.shape)
 
     def emission_mean(self, state: np.ndarray) -> np.ndarray:
-        """
-        Mean of the observation given the state.
-
-        Parameters
-        ----------
-        state
-            States, (..., 8); the signs have no part in it.
-
-        Returns
-        -------
-        numpy.ndarray
-            Means, (..., 8).
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from darts_ddssm.datasets import SwitchingSigns
-        >>> SwitchingSigns().emission_mean(np.zeros((5, 8))).shape
-        (5, 8)
-        """
+        """Mean of the observation of each state, (..., 8) to (..., 8), without the noise."""
         mixing, hidden, output = self.weights
         mixed = np.tanh(self._check_state(state)[..., :4] @ mixing.T)
         return np.tanh(mixed @ hidden.T) @ output.T
@@ -166,7 +123,8 @@ def switching_signs(
     noise
         Standard deviation of the observation noise, in the unit of the series.
     system_state
-        Seed of the emission: series of one `system_state` share one system.
+        Seed of the emission, apart from that of the series, so that training and test
+        series share one system.
     random_state
         Seed of the series, or None.
 
@@ -181,10 +139,6 @@ def switching_signs(
     ValueError
         If an argument is outside its range.
 
-    References
-    ----------
-    .. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
-
     Examples
     --------
     >>> from darts_ddssm.datasets import switching_signs
@@ -195,5 +149,3 @@ def switching_signs(
     """
     process = SwitchingSigns(decay, step, persistence, noise, system_state)
     return process.simulate(num_series, length, random_state)
-
-

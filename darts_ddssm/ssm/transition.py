@@ -172,8 +172,10 @@ class DiffusionTransition(Transition):
     def _kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
         num_rows = len(mean)
         if not self.training:
-            draws = range(max(STEADY_ROWS // num_rows, 1))
-            return sum(self._draw_kl(context, mean, std, scale) for _ in draws) / len(draws)
+            num_draws = max(STEADY_ROWS // num_rows, 1)
+            rows = (x.repeat(num_draws, 1) for x in (context, mean, std, scale))
+            # (draws * N,) -> (draws, N) -> (N,)
+            return self._draw_kl(*rows).unflatten(0, (num_draws, num_rows)).mean(0)
         if num_rows <= STEADY_ROWS:
             return self._draw_kl(context, mean, std, scale)
         # A random part of the rows, scaled up, has the same mean as all of them.

@@ -244,7 +244,7 @@ def real(args: argparse.Namespace, name: str) -> None:
             num_samples=100,
             random_state=args.seed,
         )
-        forecasts = scaler.inverse_transform(forecasts)
+        forecasts = [scaler.inverse_transform(f) for f in forecasts]
         actual = [series] * len(forecasts)
         score = np.mean(mcrps(actual, forecasts))
         covered = np.mean(ic(actual, forecasts, q_interval=(0.05, 0.95)))
