@@ -88,7 +88,7 @@ class SwitchingSigns(Process):
         return mean + self.noise * rng.standard_normal(mean.shape)
 
     def emission_mean(self, state: np.ndarray) -> np.ndarray:
-        """Mean of the observation of each state, (..., 8) to (..., 8), without the noise."""
+        """Mean of the observation of each state: (..., 8) to (..., 8), without noise."""
         mixing, hidden, output = self.weights
         mixed = np.tanh(self._check_state(state)[..., :4] @ mixing.T)
         return np.tanh(mixed @ hidden.T) @ output.T
