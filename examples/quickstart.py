@@ -105,7 +105,7 @@ def simulated(output_dir: Path, updates: int) -> None:
     fig, axes = plt.subplots(1, 3, figsize=(11, 3), sharey=True, layout="constrained")
     for i, ax in enumerate(axes):
         edges = np.linspace(*(process.decay * states[i, 0] + np.array([-8, 8])), 121)
-        density = process.predictive_density(edges, states[i])
+        grid = np.linspace(edges[0], edges[-1], 1001)
         for transition, colour in (("diffusion", "C0"), ("gaussian", "C1")):
             ax.hist(
                 samples[transition][i],
@@ -115,7 +115,8 @@ def simulated(output_dir: Path, updates: int) -> None:
                 color=colour,
                 label=f"DDSSM, {transition} transition",
             )
-        ax.plot(edges, density, color="black", lw=1, label="true density")
+        density = process.predictive_density(grid, states[i])
+        ax.plot(grid, density, color="black", lw=1, label="true density")
         ax.axvline(actual[i].values()[0, 0], color="C3", ls=":", label="what came")
         ax.set_title(f"series {i}")
         ax.set_xlabel("next value")
@@ -208,23 +209,22 @@ def real(output_dir: Path, updates: int) -> None:
         models["DDSSM"].predict(24, scaled.drop_after(start), num_samples=500)
     )
     fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
-    series.slice(start - 36 * series.freq, start + 23 * series.freq).plot(
-        ax=ax, color="black", lw=1.2, label="observed"
-    )
+    observed = series.slice(start - 36 * series.freq, start + 23 * series.freq)
     for low, high in ((0.05, 0.95), (0.25, 0.75)):
         ax.fill_between(
             forecast.time_index,
             forecast.quantile(low).values()[:, 0],
             forecast.quantile(high).values()[:, 0],
             color="C0",
-            alpha=0.25,
+            alpha=0.2,
             lw=0,
             label=f"central {high - low:.0%}",
         )
     for i, path in enumerate(forecast.all_values()[:, 0, :4].T):
         label = "joint sample paths" if i == 0 else None
-        ax.plot(forecast.time_index, path, color="C0", lw=0.8, label=label)
-    ax.set(xlabel="", ylabel="sea surface temperature (°C)")
+        ax.plot(forecast.time_index, path, color="C0", lw=1, label=label)
+    ax.plot(observed.time_index, observed.values(), color="black", lw=1.5, label="observed")
+    ax.set(ylabel="sea surface temperature (°C)")
     ax.set_title("DDSSM: 24 months ahead")
     ax.legend(frameon=False, ncol=4, loc="upper center")
     low, high = ax.get_ylim()
