@@ -210,7 +210,8 @@ class _DDSSMModule(PLForecastingModule):
         )
         if len(metrics):
             # forecasts from the input chunk alone
-            output = self(batch.to_module_input(stage=stage))
+            with torch.no_grad():
+                output = self(batch.to_module_input(stage=stage))
             self._update_metrics(output, batch.future_target, metrics)
         return loss
 

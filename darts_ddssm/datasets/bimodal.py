@@ -83,10 +83,9 @@ class BimodalRandomWalk(Process):
             If the last axis of `state` has not one entry.
         """
         mean = self.decay * self._check_state(state)
-        x = np.asarray(x, dtype=np.float64)
 
         def normal(mean: np.ndarray) -> np.ndarray:
-            u = (x - mean) / self.noise
+            u = (np.asarray(x, dtype=np.float64) - mean) / self.noise
             return np.exp(-0.5 * u**2) / (self.noise * np.sqrt(2 * np.pi))
 
         p = self.probability

@@ -44,7 +44,8 @@ class LinearGaussian(Process):
         z_t = F z_{t-1} + w_t, \quad w_t \sim N(0, Q), \qquad
         x_t = H z_t + v_t, \quad v_t \sim N(0, R)
 
-    started from the stationary distribution of the state.
+    started from the stationary distribution of the state. The methods take observations
+    (T, C), with NaN where one is missing, and raise a `ValueError` for other shapes.
 
     Parameters
     ----------
@@ -100,7 +101,8 @@ class LinearGaussian(Process):
             check(
                 name == "transition"
                 or (np.allclose(matrix, matrix.T) and np.linalg.eigvalsh(matrix).min() > 0),
-                f"`{name}` must be symmetric and positive definite, got `{matrix}`.",
+                f"`{name}` must be symmetric and positive definite, "
+                f"got `{matrix.tolist()}`.",
             )
         rho = np.abs(np.linalg.eigvals(self.transition)).max()
         check(rho < 1, f"`transition` must have a spectral radius below 1, got `{rho}`.")
@@ -140,7 +142,7 @@ class LinearGaussian(Process):
         Parameters
         ----------
         x
-            Observations, (T, C), with NaN where one is missing.
+            Observations, (T, C).
         n
             Steps ahead.
 
@@ -154,7 +156,7 @@ class LinearGaussian(Process):
         Raises
         ------
         ValueError
-            If `x` has not the shape (T, C), or `n` is not positive.
+            If `n` is not positive.
         """
         check_positive(n=n)
         means, covariances, _ = self._filter(x)
@@ -172,17 +174,12 @@ class LinearGaussian(Process):
         Parameters
         ----------
         x
-            Observations, (T, C), with NaN where one is missing.
+            Observations, (T, C).
 
         Returns
         -------
         float
             Joint log-density of what is observed, in nats, in total.
-
-        Raises
-        ------
-        ValueError
-            If `x` has not the shape (T, C).
 
         Examples
         --------
@@ -200,17 +197,12 @@ class LinearGaussian(Process):
         Parameters
         ----------
         x
-            Observations, (T, C), with NaN where one is missing.
+            Observations, (T, C).
 
         Returns
         -------
         KalmanMoments
             Filtered and smoothed means and covariances.
-
-        Raises
-        ------
-        ValueError
-            If `x` has not the shape (T, C).
 
         Examples
         --------

@@ -53,14 +53,20 @@ class Context(nn.Module, ABC):
         Width H of the network and size of the context.
     """
 
+    network: nn.Module
+
     def __init__(self, latent_dim: int, input_size: int, hidden_size: int) -> None:
         super().__init__()
         self.latent_dim = latent_dim
         self.context_size = hidden_size
 
-    @abstractmethod
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
         """Contexts of a whole path: (N, T, D) and (N, T, U) -> (N, T, H)."""
+        return self.network(self.features(z, u))
+
+    @abstractmethod
+    def features(self, z: Tensor, u: Tensor) -> Tensor:
+        """What ``network`` turns into contexts, row by row: -> (N, T, ...)."""
 
     @abstractmethod
     def start(self, num_rows: int, like: Tensor) -> History:
@@ -96,13 +102,13 @@ class MarkovContext(Context):
         self.order = order
         self.network = MLP(order * (latent_dim + 1) + input_size, hidden_size, hidden_size)
 
-    def forward(self, z: Tensor, u: Tensor) -> Tensor:
+    def features(self, z: Tensor, u: Tensor) -> Tensor:
         num_steps = z.shape[1]
         flagged = torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
         padded = nn.functional.pad(flagged, (0, 0, self.order, 0))
         # (N, J + T, D + 1) -> (N, T, J * (D + 1)), oldest slot first
         slots = [padded[:, i : i + num_steps] for i in range(self.order)]
-        return self.network(torch.cat([*slots, u], dim=-1))
+        return torch.cat([*slots, u], dim=-1)
 
     def start(self, num_rows: int, like: Tensor) -> History:
         return History(
@@ -137,11 +143,11 @@ class RecurrentContext(Context):
             hidden_size + latent_dim + 1 + input_size, hidden_size, hidden_size
         )
 
-    def forward(self, z: Tensor, u: Tensor) -> Tensor:
+    def features(self, z: Tensor, u: Tensor) -> Tensor:
         started = torch.ones_like(z[..., :1])
         started[:, 0] = 0.0
         memory = shift_right(self.gru(z)[0])
-        return self.network(torch.cat([memory, shift_right(z), started, u], dim=-1))
+        return torch.cat([memory, shift_right(z), started, u], dim=-1)
 
     def start(self, num_rows: int, like: Tensor) -> History:
         return History(

@@ -115,7 +115,7 @@ class Encoder(nn.Module):
     def __init__(self, input_size: int, latent_dim: int, hidden_size: int) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.gru = nn.GRU(input_size, hidden_size, batch_first=True)
+        self.gru = nn.GRU(input_size, hidden_size)
         # of h_t and, past the GRU and its saturation, of the data at t
         size = hidden_size + input_size
         self.project = nn.Linear(size, 2 * hidden_size)
@@ -141,10 +141,11 @@ class Encoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Run backward over the data, all that does not depend on z: -> (T, B, 2 * H)."""
-        # (B, T, F) -> (B, T, H), from the last step to the first
-        h = self.gru(features.flip(1))[0].flip(1)
-        # (B, T, H + F) -> (T, B, H + F)
-        h = torch.cat([h, features], dim=-1).transpose(0, 1)
+        # (B, T, F) -> (T, B, F)
+        features = features.transpose(0, 1)
+        # from the last step to the first: (T, B, F) -> (T, B, H)
+        h = self.gru(features.flip(0))[0].flip(0)
+        h = torch.cat([h, features], dim=-1)
         return torch.cat([self.project_first(h[:1]), self.project(h[1:])])
 
     def path(self, projection: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:

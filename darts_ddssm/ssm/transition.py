@@ -122,7 +122,7 @@ class Transition(nn.Module, ABC):
         # (N, T, ...) -> (N * T, ...)
         flat = (
             x.reshape(num_rows * num_steps, -1)
-            for x in (self.context(z, u), mean, std, self.scale(started))
+            for x in (self.context.features(z, u), mean, std, self.scale(started))
         )
         return self._kl(*flat).reshape(num_rows, num_steps)
 
@@ -138,8 +138,11 @@ class Transition(nn.Module, ABC):
         return history.previous + self._mean(context, self.scale(history.started))
 
     @abstractmethod
-    def _kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
-        """Divergence of each row in centred coordinates, (N,)."""
+    def _kl(self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+        """Divergence of each row in centred coordinates, (N,).
+
+        ``features`` are those of the context network, which turns them into contexts.
+        """
 
     @abstractmethod
     def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
@@ -169,23 +172,25 @@ class DiffusionTransition(Transition):
         )
         self.noise = LogUniformNoise()
 
-    def _kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+    def _kl(self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
         num_rows = len(mean)
         if not self.training:
             num_draws = max(STEADY_ROWS // num_rows, 1)
-            rows = (x.repeat(num_draws, 1) for x in (context, mean, std, scale))
+            rows = (x.repeat(num_draws, 1) for x in (features, mean, std, scale))
             # (draws * N,) -> (draws, N) -> (N,)
             return self._draw_kl(*rows).unflatten(0, (num_draws, num_rows)).mean(0)
         if num_rows <= STEADY_ROWS:
-            return self._draw_kl(context, mean, std, scale)
+            return self._draw_kl(features, mean, std, scale)
         # A random part of the rows, scaled up, has the same mean as all of them.
         rows = torch.randperm(num_rows, device=mean.device)[:STEADY_ROWS]
-        kl = self._draw_kl(*(x[rows] for x in (context, mean, std, scale)))
+        kl = self._draw_kl(*(x[rows] for x in (features, mean, std, scale)))
         return mean.new_zeros(num_rows).index_put((rows,), kl * (num_rows / STEADY_ROWS))
 
-    def _draw_kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+    def _draw_kl(
+        self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor
+    ) -> Tensor:
         """Estimate the divergence from one noise level a row, (N,)."""
-        shift = self.network.project_context(context)
+        shift = self.network.project_context(self.context.network(features))
 
         def network(z: Tensor, log_sigma: Tensor) -> Tensor:
             return self.network(z, shift + self.network.condition(log_sigma))
@@ -244,7 +249,8 @@ class GaussianTransition(Transition):
         std = nn.functional.softplus(raw_std) + MIN_RELATIVE_STD
         return scale * mean, scale * std
 
-    def _kl(self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+    def _kl(self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+        context = self.context.network(features)
         p = torch.distributions.Normal(*self.moments(context, scale))
         q = torch.distributions.Normal(mean, std)
         return torch.distributions.kl_divergence(q, p).sum(-1)
