@@ -25,7 +25,7 @@ References
 """
 
 from darts_ddssm.datasets.bimodal import BimodalRandomWalk, bimodal_random_walk
-from darts_ddssm.datasets.linear_gaussian import (
+from darts_ddssm.datasets.linear import (
     KalmanMoments,
     LinearGaussian,
     linear_gaussian,

@@ -44,8 +44,7 @@ class LinearGaussian(Process):
         z_t = F z_{t-1} + w_t, \quad w_t \sim N(0, Q), \qquad
         x_t = H z_t + v_t, \quad v_t \sim N(0, R)
 
-    started from the stationary distribution of the state. The methods take observations
-    (T, C), with NaN where one is missing, and raise a `ValueError` for other shapes.
+    started from the stationary distribution of the state.
 
     Parameters
     ----------
@@ -61,7 +60,8 @@ class LinearGaussian(Process):
     Raises
     ------
     ValueError
-        If the shapes do not fit, F is not stable, or Q or R not positive definite.
+        If the shapes do not fit, those of the observations given to a method included,
+        F is not stable, or Q or R not positive definite.
 
     Examples
     --------
@@ -142,7 +142,7 @@ class LinearGaussian(Process):
         Parameters
         ----------
         x
-            Observations, (T, C).
+            Observations, (T, C), with NaN where one is missing.
         n
             Steps ahead.
 
@@ -174,7 +174,7 @@ class LinearGaussian(Process):
         Parameters
         ----------
         x
-            Observations, (T, C).
+            Observations, (T, C), with NaN where one is missing.
 
         Returns
         -------
@@ -197,7 +197,7 @@ class LinearGaussian(Process):
         Parameters
         ----------
         x
-            Observations, (T, C).
+            Observations, (T, C), with NaN where one is missing.
 
         Returns
         -------
