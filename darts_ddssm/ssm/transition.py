@@ -37,7 +37,7 @@ MEAN_LEVELS = [8.0, 4.0, 2.0]
 
 # Noised rows that make a steady estimate for a batch. Training takes no more of them; a
 # small batch in evaluation, where a comparison should not be left to chance, no fewer.
-STEADY_ROWS = 4096
+STEADY_ROWS = 2048
 
 
 class Transition(nn.Module, ABC):
