@@ -256,6 +256,8 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    # the matrices are small: more threads wait for each other longer than they compute
+    torch.set_num_threads(1)
     simulated(args.output_dir, args.updates_simulated)
     real(args.output_dir, args.updates_real)
 
