@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from darts import TimeSeries
-from darts.logging import get_logger, raise_log
+from darts.logging import raise_log
 from darts.models.forecasting.torch_forecasting_model import (
     MixedCovariatesTorchModel,
 )
@@ -28,8 +28,6 @@ from darts.utils.likelihood_models.torch import (
 from darts_ddssm.density import in_support
 from darts_ddssm.instance_norm import LOCATION_SCALE_FAMILIES
 from darts_ddssm.module import _DDSSMModule
-
-logger = get_logger(__name__)
 
 TRANSITIONS = ("diffusion", "gaussian")
 
