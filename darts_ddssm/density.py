@@ -1,11 +1,17 @@
 """
-What darts' likelihoods must tell of themselves for a model with missing values.
+What darts' likelihoods must tell of themselves: support, loss with gaps, marginals.
 
-Letters: B batch, T time steps, C components, K parameters.
+Letters: S samples, B batch, T time steps, C components, K parameters.
 """
 
 import torch
-from darts.utils.likelihood_models.torch import DirichletLikelihood, TorchLikelihood
+from darts.utils.likelihood_models.torch import (
+    BernoulliLikelihood,
+    DirichletLikelihood,
+    GaussianLikelihood,
+    LogNormalLikelihood,
+    TorchLikelihood,
+)
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -55,3 +61,36 @@ def negative_log_likelihood(
     # 1 and 1/2 lie inside the support of every discrete and every continuous family
     x = torch.where(weight > 0, x, 1.0 if discrete else 0.5)
     return likelihood.compute_loss(raw, x, weight)
+
+
+def has_prior(likelihood: TorchLikelihood) -> bool:
+    """Tell whether the user gave a prior of any parameter."""
+    return any(value is not None for value in likelihood._prior_params or ())
+
+
+def has_marginal(likelihood: TorchLikelihood) -> bool:
+    """Tell whether parameters of the family describe a mixture over latent paths."""
+    families = (BernoulliLikelihood, GaussianLikelihood, LogNormalLikelihood)
+    return isinstance(likelihood, families)
+
+
+def marginal_parameters(likelihood: TorchLikelihood, raw: Tensor) -> tuple[Tensor, ...]:
+    """Parameters of the mixture over latent paths, (B, T, C) each.
+
+    Those of the Gaussian with the mixture's mean and variance; for the log-normal, with
+    those of the logarithm. A mixture of Bernoulli variables is one.
+
+    Parameters
+    ----------
+    likelihood
+        A family that :func:`has_marginal`.
+    raw
+        Raw parameters along the paths, (S, B, T, C, K).
+    """
+    # (S, B, ...) -> (S * B, ...) and back
+    parameters = likelihood._params_from_output(raw.flatten(0, 1))
+    first, *second = (x.unflatten(0, raw.shape[:2]) for x in parameters)
+    if not second:
+        return (first.mean(0),)
+    variance = second[0].square().mean(0) + first.var(0, unbiased=False)
+    return first.mean(0), variance.sqrt()

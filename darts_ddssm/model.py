@@ -25,9 +25,9 @@ from darts.utils.likelihood_models.torch import (
     TorchLikelihood,
 )
 
-from darts_ddssm.density import in_support
-from darts_ddssm.instance_norm import LOCATION_SCALE_FAMILIES
+from darts_ddssm.density import has_marginal, in_support
 from darts_ddssm.module import _DDSSMModule
+from darts_ddssm.scaling import LOCATION_SCALE_FAMILIES
 
 TRANSITIONS = ("diffusion", "gaussian")
 
@@ -268,6 +268,15 @@ class DDSSMModel(MixedCovariatesTorchModel):
             **self.pl_module_params,
         )
 
+    def _setup_for_train(
+        self, train_dataset: TorchTrainingDataset, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        is_new = self.model is None
+        params = super()._setup_for_train(train_dataset, *args, **kwargs)
+        if is_new:
+            params["model"].set_scale(train_dataset)
+        return params
+
     def _build_train_dataset(
         self,
         series: Sequence[TimeSeries],
@@ -319,8 +328,7 @@ class DDSSMModel(MixedCovariatesTorchModel):
     def _setup_for_predict(
         self, *args: Any, predict_likelihood_parameters: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        is_gaussian = type(self.likelihood) is GaussianLikelihood
-        if predict_likelihood_parameters and not is_gaussian:
+        if predict_likelihood_parameters and not has_marginal(self.likelihood):
             raise_log(
                 ValueError(
                     "`predict_likelihood_parameters` must be `False` for "

@@ -4,12 +4,14 @@ The bridge: the state-space model as a Lightning module of darts.
 Letters: B batch, S samples, T time steps, n steps ahead, C components, K parameters.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from darts.logging import raise_log
 from darts.models.forecasting.pl_forecasting_module import PLForecastingModule
+from darts.utils.data import TorchTrainingDataset
 from darts.utils.data.torch_datasets.utils import (
     ModuleStage,
     PLModuleInput,
@@ -20,9 +22,19 @@ from darts.utils.data.torch_datasets.utils import (
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor
+from torchmetrics import MetricCollection
 
-from darts_ddssm.density import negative_log_likelihood
-from darts_ddssm.instance_norm import InstanceScale, instance_scale
+from darts_ddssm.density import (
+    has_prior,
+    marginal_parameters,
+    negative_log_likelihood,
+)
+from darts_ddssm.scaling import (
+    LOCATION_SCALE_FAMILIES,
+    Scale,
+    dataset_scale,
+    instance_scale,
+)
 from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 from darts_ddssm.window import context_window, inputs_ahead, training_window
 
@@ -90,6 +102,8 @@ class _DDSSMModule(PLForecastingModule):
     """
 
     progress: Tensor
+    target_shift: Tensor
+    target_spread: Tensor
 
     def __init__(
         self,
@@ -122,6 +136,9 @@ class _DDSSMModule(PLForecastingModule):
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))
+        # Scale of the training set, saved with the weights: see `set_scale`.
+        self.register_buffer("target_shift", torch.zeros(num_components))
+        self.register_buffer("target_spread", torch.ones(num_components))
 
     @property
     def supports_probabilistic_prediction(self) -> bool:
@@ -158,27 +175,42 @@ class _DDSSMModule(PLForecastingModule):
         weights = (KL_WEIGHT_START, 1.0, self.peak_kl_weight, self.peak_kl_weight, 1.0)
         return float(np.interp(self.progress.item(), (0.0, *KL_WEIGHT_SHARES), weights))
 
+    def set_scale(self, dataset: TorchTrainingDataset) -> None:
+        """Take the scale of the target from a training set."""
+        shift, spread = (torch.as_tensor(x) for x in dataset_scale(dataset))
+        self.target_shift.copy_(shift)
+        self.target_spread.copy_(spread)
+
+    def _normalise(self, window: Window) -> tuple[Window, Scale]:
+        """Bring a window to the scale of the training set or, if asked, its own."""
+        scale = Scale(self.target_shift, self.target_spread)
+        x = scale.normalise(window.x)
+        if self.rin is not None:
+            rows = slice(0, self.input_chunk_length)
+            instance = instance_scale(self.rin, x[:, rows], window.observed[:, rows])
+            x, scale = instance.normalise(x), scale.after(instance)
+        return window._replace(x=x), scale
+
+    @property
+    def _has_location(self) -> bool:
+        return isinstance(self.likelihood, LOCATION_SCALE_FAMILIES)
+
     def negative_elbo(self, window: Window, kl_weight: float) -> Tensor:
         """Negative evidence bound of a window in nats a value, a scalar."""
-        x = window.x
-        window, scale = self._normalise(window)
-        raw, kl = self.ssm.elbo(window)
-        if scale is not None:
-            raw = scale.to_data(raw)
-        nll = negative_log_likelihood(
-            self.likelihood, raw, x, window.weight * window.observed
-        )
+        normalised, scale = self._normalise(window)
+        raw, kl = self.ssm.elbo(normalised)
+        x, weight = window.x, window.weight * window.observed
+        change = x.new_zeros(())
+        if self._has_location and not has_prior(self.likelihood):
+            # The density of the normalised values, and the change of variables.
+            x, change = normalised.x, (weight * scale.spread.log()).mean()
+        elif self._has_location:
+            # A prior is one of the data's parameters.
+            raw = scale.parameters_to_data(raw)
+        nll = negative_log_likelihood(self.likelihood, raw, x, weight) + change
         # (B, T): one divergence for all components of a step
         kl = kl * window.weight.mean(-1)
         return nll + kl_weight * kl.mean() / x.shape[-1]
-
-    def _normalise(self, window: Window) -> tuple[Window, InstanceScale | None]:
-        """Normalise a window by its input chunk, if this module is to."""
-        if self.rin is None:
-            return window, None
-        length = self.input_chunk_length
-        scale = instance_scale(self.rin, window.x[:, :length], window.observed[:, :length])
-        return window._replace(x=scale.normalise(window.x)), scale
 
     def _train_val_step(
         self,
@@ -209,38 +241,72 @@ class _DDSSMModule(PLForecastingModule):
             sync_dist=True,
         )
         if len(metrics):
-            # forecasts from the input chunk alone
-            with torch.no_grad():
-                output = self(batch.to_module_input(stage=stage))
-            self._update_metrics(output, batch.future_target, metrics)
+            self._update_metrics_with_sample(batch, metrics)
         return loss
+
+    @torch.no_grad()
+    def _update_metrics_with_sample(
+        self, batch: TorchTrainingBatch, metrics: MetricCollection
+    ) -> None:
+        """Compare one sample of the forecast, from the input chunk alone, with the data.
+
+        Steps with a missing value are left out.
+        """
+        emit, scale = self._forecaster(batch, self.output_chunk_length)
+        sample = self._sample(emit(1), scale)[0]
+        # (B, n, C) -> (B * n, C)
+        sample, target = sample.flatten(0, 1), batch.future_target.flatten(0, 1)
+        complete = ~target.isnan().any(-1)
+        if complete.any():
+            metrics.update(sample[complete], target[complete])
 
     # --- forecasts --------------------------------------------------------------------
 
     def forward(self, x_in: PLModuleInput) -> PLModuleOutput:
         """Raw parameters of the output chunk along a mean path: (B, n, C, K)."""
         # Not darts' `io_processor`: it knows neither gaps nor likelihood parameters.
-        window, scale = self._normalise(context_window(x_in))
-        u = inputs_ahead(x_in, self.output_chunk_shift, self.output_chunk_length)
-        projection = self.ssm.encode(window)
-        raw = self._emit(projection, u, scale, num_samples=1, mean=True)
+        emit, scale = self._forecaster(x_in, self.output_chunk_length)
+        raw = emit(1, mean=True)[0]
+        if self._has_location:
+            raw = scale.parameters_to_data(raw)
         return PLModuleOutput(prediction=raw)
 
-    def _emit(
-        self,
-        projection: Tensor,
-        u: Tensor,
-        scale: InstanceScale | None,
-        num_samples: int,
-        mean: bool = False,
-    ) -> Tensor:
-        """Draw latent paths and decode them after the gap: -> (S * B, n, C, K)."""
-        history = self.ssm.posterior(projection, num_samples, mean=mean)
-        u = u.repeat(num_samples, 1, 1)
-        z = self.ssm.roll_out(history, u, self.num_solver_steps, mean=mean)
+    def _forecaster(
+        self, batch: PLModuleInput | TorchInferenceBatch | TorchTrainingBatch, n: int
+    ) -> tuple[Callable[..., Tensor], Scale]:
+        """Encode each series once, for any number of paths.
+
+        Returns
+        -------
+        Callable
+            Function of a number of samples (and ``mean``) that draws latent paths and
+            decodes them after the gap: raw parameters, (S, B, n, C, K).
+        Scale
+            Where to take the values from there.
+        """
+        window, scale = self._normalise(context_window(batch))
+        projection = self.ssm.encode(window)
         gap = self.output_chunk_shift
-        raw = self.ssm.decoder(z[:, gap:], u[:, gap:])
-        return raw if scale is None else scale.to_data(raw)
+        u, past = inputs_ahead(batch, gap, n)
+        inputs = torch.cat([u, past], dim=-1)
+
+        def emit(num_samples: int, mean: bool = False) -> Tensor:
+            history = self.ssm.posterior(projection, num_samples, mean=mean)
+            repeats = (num_samples, 1, 1)
+            z = self.ssm.roll_out(
+                history, inputs.repeat(repeats), self.num_solver_steps, mean=mean
+            )
+            raw = self.ssm.decoder(z[:, gap:], u.repeat(repeats)[:, gap:])
+            # (S * B, n, ...) -> (S, B, n, ...)
+            return raw.unflatten(0, (num_samples, len(window.x)))
+
+        return emit, scale
+
+    def _sample(self, raw: Tensor, scale: Scale) -> Tensor:
+        """Draw an observation from each density: (S, B, n, C, K) -> (S, B, n, C)."""
+        # (S, B, n, ...) -> (S * B, n, ...) and back
+        sample = self.likelihood.sample(raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
+        return scale.to_data(sample) if self._has_location else sample
 
     def predict_step(
         self,
@@ -248,35 +314,33 @@ class _DDSSMModule(PLForecastingModule):
         batch_idx: int,
         dataloader_idx: int | None = None,
     ) -> tuple[Tensor, Any, Any]:
-        """Draw joint sample paths: (S, B, n, C).
-
-        Each series is encoded once. The latent paths are then drawn in groups that take
-        no more memory than a training batch: as many paths as it has time steps.
-        """
-        num_series, length, num_components = batch.past_target.shape
-        window, scale = self._normalise(context_window(batch))
-        projection = self.ssm.encode(window)
-        u = inputs_ahead(batch, self.output_chunk_shift, self.pred_n)
-        num_paths = self.pred_batch_size * (length + self.output_chunk_length)
-        group = max(num_paths // num_series, 1)
-        as_parameters = self.predict_likelihood_parameters
-        num_draws = NUM_MOMENT_PATHS if as_parameters else self.pred_num_samples
-        draws = []
-        for start in range(0, num_draws, group):
-            num_samples = min(group, num_draws - start)
-            raw = self._emit(projection, u, scale, num_samples)
-            draw = raw if as_parameters else self.likelihood.sample(raw)
-            # (S * B, n, ...) -> (S, B, n, ...)
-            draws.append(draw.unflatten(0, (num_samples, num_series)))
-        prediction = torch.cat(draws)
-        if as_parameters:
-            prediction = self._marginal_parameters(prediction)
+        """Draw joint sample paths: (S, B, n, C)."""
+        if self.predict_likelihood_parameters:
+            prediction = self._marginal_parameters(batch)
+        else:
+            prediction = self._draw(batch, self.pred_n, self.pred_num_samples)
         return prediction, batch.series_schema, batch.pred_time
 
-    def _marginal_parameters(self, raw: Tensor) -> Tensor:
-        """Moments of the predictive marginal: (S, B, n, C, K) -> (1, B, n, C * K)."""
-        mean, std = self.likelihood._params_from_output(raw.flatten(0, 1))
-        mean, std = (x.unflatten(0, raw.shape[:2]) for x in (mean, std))
-        variance = std.square().mean(0) + mean.var(0, unbiased=False)
-        # (B, n, C, 2) -> (1, B, n, C * 2)
-        return torch.stack([mean.mean(0), variance.sqrt()], dim=-1).flatten(2)[None]
+    def _groups(self, batch: TorchInferenceBatch, num_samples: int) -> Iterator[int]:
+        """Sizes of groups of paths that take no more memory than a training batch."""
+        num_series, length, _ = batch.past_target.shape
+        num_paths = self.pred_batch_size * (length + self.output_chunk_length)
+        group = max(num_paths // num_series, 1)
+        return (min(group, num_samples - i) for i in range(0, num_samples, group))
+
+    def _draw(self, batch: TorchInferenceBatch, n: int, num_samples: int) -> Tensor:
+        """Draw joint sample paths: (S, B, n, C)."""
+        emit, scale = self._forecaster(batch, n)
+        sizes = self._groups(batch, num_samples)
+        return torch.cat([self._sample(emit(size), scale) for size in sizes])
+
+    def _marginal_parameters(self, batch: TorchInferenceBatch) -> Tensor:
+        """Parameters of the predictive marginal: (1, B, n, C * K)."""
+        emit, scale = self._forecaster(batch, self.pred_n)
+        raw = torch.cat([emit(size) for size in self._groups(batch, NUM_MOMENT_PATHS)])
+        parameters = marginal_parameters(self.likelihood, raw)
+        if self._has_location:
+            mean, std = parameters
+            parameters = scale.to_data(mean), std * scale.spread
+        # (B, n, C, K) -> (1, B, n, C * K)
+        return torch.stack(parameters, dim=-1).flatten(2)[None]

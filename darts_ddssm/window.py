@@ -6,6 +6,9 @@ gap of ``output_chunk_shift`` steps if there is one, and the output chunk, joine
 rule holds for targets and covariates alike: what is NaN or was not given is unknown,
 its value is set to zero and a flag says so.
 
+Past covariates act on the step after theirs: the first step of a forecast is told those
+of the last step of the past, the later ones nothing.
+
 Letters: B batch, I input chunk, G gap, n steps ahead, T = I + G + n, C components,
 F features of a covariate, S static features.
 """
@@ -47,13 +50,14 @@ def _inputs(batch: Batch, future: Tensor | None, num_steps: int) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def _past(batch: Batch, num_steps: int) -> Tensor:
-    """Past covariates of the input chunk, unknown from there on: -> (B, T, P)."""
+def _lagged_past(batch: Batch, num_steps: int) -> Tensor:
+    """Past covariates of the step before, from the first step: -> (B, num_steps, P)."""
     past, target = batch.past_covariates, batch.past_target
     if past is None:
         return target.new_empty(target.shape[0], num_steps, 0)
-    ahead = _unknown(past, num_steps - past.shape[1])
-    return flagged(torch.cat([past, ahead], dim=1))
+    ahead = _unknown(past, max(num_steps - past.shape[1], 0))
+    lagged = torch.cat([_unknown(past, 1), past, ahead], dim=1)
+    return flagged(lagged[:, :num_steps])
 
 
 def _window(batch: Batch, x: Tensor, future: Tensor | None, weight: Tensor) -> Window:
@@ -62,7 +66,7 @@ def _window(batch: Batch, x: Tensor, future: Tensor | None, weight: Tensor) -> W
         x=x.nan_to_num(),
         observed=(~x.isnan()).to(x.dtype),
         u=_inputs(batch, future, num_steps),
-        past=_past(batch, num_steps),
+        past=_lagged_past(batch, num_steps),
         weight=weight,
     )
 
@@ -103,8 +107,8 @@ def context_window(batch: PLModuleInput | TorchInferenceBatch) -> Window:
 
 def inputs_ahead(
     batch: PLModuleInput | TorchInferenceBatch, gap: int, num_steps: int
-) -> Tensor:
-    """Inputs of the gap and of the steps ahead: -> (B, G + n, U).
+) -> tuple[Tensor, Tensor]:
+    """Inputs of the gap and of the steps ahead: (B, G + n, U) and (B, G + n, P).
 
     Parameters
     ----------
@@ -118,4 +122,6 @@ def inputs_ahead(
     future = batch.future_covariates
     if future is not None:
         future = torch.cat([_unknown(future, gap), future[:, :num_steps]], dim=1)
-    return _inputs(batch, future, gap + num_steps)
+    length = batch.past_target.shape[1]
+    past = _lagged_past(batch, length + gap + num_steps)[:, length:]
+    return _inputs(batch, future, gap + num_steps), past

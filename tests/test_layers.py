@@ -2,7 +2,7 @@
 The floors of the package: imports run downward only.
 
 The faces (``model``, ``sktime``) stand on the bridge (``module``, ``window``,
-``density``, ``instance_norm``), and the bridge stands on ``ssm``, which is pure PyTorch.
+``density``, ``scaling``), and the bridge stands on ``ssm``, which is pure PyTorch.
 """
 
 import ast
@@ -14,9 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "darts_ddssm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SSM = sorted((PACKAGE / "ssm").rglob("*.py"))
-BRIDGE = [
-    PACKAGE / f"{name}.py" for name in ("density", "instance_norm", "module", "window")
-]
+BRIDGE = [PACKAGE / f"{name}.py" for name in ("density", "scaling", "module", "window")]
 
 FRAMEWORKS = ("darts", "lightning", "pytorch_lightning")
 FACES = ("darts_ddssm.model", "darts_ddssm.sktime", "darts_ddssm.DDSSMModel")

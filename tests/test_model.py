@@ -18,7 +18,7 @@ from darts.utils.timeseries_generation import linear_timeseries
 from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.instance_norm import instance_scale
+from darts_ddssm.scaling import instance_scale
 from darts_ddssm.window import training_window
 
 TRANSITIONS = ("diffusion", "gaussian")
@@ -225,9 +225,9 @@ def test_instance_norm_keeps_the_likelihood_of_the_data():
     raw = torch.randn(4, 12, 2, 2, dtype=torch.float64)
     normalised, data = (
         likelihood._distr_from_params(likelihood._params_from_output(r))
-        for r in (raw, scale.to_data(raw))
+        for r in (raw, scale.parameters_to_data(raw))
     )
-    expected = normalised.log_prob(scale.normalise(x)) - scale.scale.abs().log()
+    expected = normalised.log_prob(scale.normalise(x)) - scale.spread.log()
     torch.testing.assert_close(data.log_prob(x), expected)
 
 

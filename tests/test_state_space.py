@@ -52,23 +52,23 @@ def series_of(window: Window, i: int) -> Window:
 
 def future_inputs(num_series: int = 2, num_steps: int = 4) -> Tensor:
     torch.manual_seed(2)
-    return torch.randn(num_series, num_steps, INPUT_SIZE).double()
+    return torch.randn(num_series, num_steps, INPUT_SIZE + PAST_SIZE).double()
 
 
 @torch.no_grad()
 def forecast(
     model: StateSpaceModel,
     window: Window,
-    u: Tensor,
+    inputs: Tensor,
     num_samples: int,
     mean: bool = False,
 ) -> tuple[History, Tensor]:
     """Histories of S * B paths and the paths that follow, (S, B, n, D)."""
     history = model.posterior(model.encode(window), num_samples, mean=mean)
     path = model.roll_out(
-        history, u.repeat(num_samples, 1, 1), num_solver_steps=4, mean=mean
+        history, inputs.repeat(num_samples, 1, 1), num_solver_steps=4, mean=mean
     )
-    return history, path.unflatten(0, (num_samples, len(u)))
+    return history, path.unflatten(0, (num_samples, len(inputs)))
 
 
 # --- gaps -----------------------------------------------------------------------------

@@ -43,7 +43,9 @@ class Window(NamedTuple):
         Inputs known at each step, future ones too: future and static covariates,
         (B, T, U).
     past
-        Inputs known up to the last observation: past covariates, (B, T, P).
+        Inputs of the transition alone: past covariates of the step before, (B, T, P).
+        Not of the encoder: at the end of the past they are known, at the end of a
+        training window they are not.
     weight
         Weight of each observation in the likelihood, (B, T, C).
     """
@@ -53,6 +55,11 @@ class Window(NamedTuple):
     u: Tensor
     past: Tensor
     weight: Tensor
+
+    @property
+    def transition_inputs(self) -> Tensor:
+        """All that the transition is told at each step, (B, T, U + P)."""
+        return torch.cat([self.u, self.past], dim=-1)
 
 
 class StateSpaceModel(nn.Module):
@@ -65,7 +72,7 @@ class StateSpaceModel(nn.Module):
     num_parameters
         Number K of parameters of the density of one component.
     input_size, past_size
-        Numbers U and P of inputs known at each step, and in the past alone.
+        Numbers U and P of inputs of all networks, and of the transition alone.
     latent_dim
         Dimension D of the latent.
     transition_order
@@ -89,13 +96,13 @@ class StateSpaceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        features = 2 * num_components + input_size + past_size
-        self.encoder = Encoder(features, latent_dim, hidden_size)
+        self.encoder = Encoder(2 * num_components + input_size, latent_dim, hidden_size)
+        sizes = (latent_dim, input_size + past_size, hidden_size)
         context: Context
         if transition_order is None:
-            context = RecurrentContext(latent_dim, input_size, hidden_size)
+            context = RecurrentContext(*sizes)
         else:
-            context = MarkovContext(latent_dim, input_size, hidden_size, transition_order)
+            context = MarkovContext(*sizes, transition_order)
         self.transition: Transition
         if transition == "diffusion":
             self.transition = DiffusionTransition(context, hidden_size)
@@ -108,9 +115,7 @@ class StateSpaceModel(nn.Module):
     def encode(self, window: Window) -> Tensor:
         """Run the encoder over a window, once for any number of samples: (T, B, 2 * H)."""
         values = window.x * window.observed
-        return self.encoder(
-            torch.cat([values, window.observed, window.u, window.past], dim=-1)
-        )
+        return self.encoder(torch.cat([values, window.observed, window.u], dim=-1))
 
     def elbo(self, window: Window) -> tuple[Tensor, Tensor]:
         """Draw a path of the posterior and return what the evidence bound is made of.
@@ -124,7 +129,8 @@ class StateSpaceModel(nn.Module):
         """
         floor = self.transition.min_std(window.x.shape[1])
         z, mean, std = self.encoder.path(self.encode(window), floor)
-        return self.decoder(z, window.u), self.transition.kl(z, mean, std, window.u)
+        kl = self.transition.kl(z, mean, std, window.transition_inputs)
+        return self.decoder(z, window.u), kl
 
     def posterior(
         self, projection: Tensor, num_samples: int, mean: bool = False
@@ -158,7 +164,7 @@ class StateSpaceModel(nn.Module):
         return history
 
     def roll_out(
-        self, history: History, u: Tensor, num_solver_steps: int, mean: bool = False
+        self, history: History, inputs: Tensor, num_solver_steps: int, mean: bool = False
     ) -> Tensor:
         """Draw the latents that follow.
 
@@ -166,8 +172,8 @@ class StateSpaceModel(nn.Module):
         ----------
         history
             Histories of N paths.
-        u
-            Inputs of the n steps ahead, (N, n, U).
+        inputs
+            Inputs of the transition at the n steps ahead, (N, n, U + P).
         num_solver_steps
             Number of network evaluations a step of a diffusion transition.
         mean
@@ -179,7 +185,7 @@ class StateSpaceModel(nn.Module):
             Paths, (N, n, D).
         """
         path = []
-        for u_t in u.unbind(1):
+        for u_t in inputs.unbind(1):
             if mean:
                 z = self.transition.mean(history, u_t)
             else:

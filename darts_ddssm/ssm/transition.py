@@ -115,7 +115,7 @@ class Transition(nn.Module, ABC):
         """
         num_rows, num_steps, _ = z.shape
         mean = mean - shift_right(z)
-        if self.training:
+        if self.training and any(p.requires_grad for p in self.parameters()):
             self.update_scale(mean, std)
         started = torch.ones_like(z[..., :1])
         started[:, 0] = 0.0

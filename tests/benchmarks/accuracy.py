@@ -13,6 +13,7 @@ import logging
 import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -177,21 +178,46 @@ def linear(args: argparse.Namespace) -> None:
         )
 
 
-# file, months or weeks of context and ahead, stride
+class RealSeries(NamedTuple):
+    """A CSV file, its column, and the steps of context, ahead and between forecasts."""
+
+    file: str
+    column: str
+    frequency: str | None
+    context: int
+    horizon: int
+    stride: int
+
+
 REAL = {
-    "sunspots": ("monthly-sunspots.csv", 132, 24, 12),
-    "gasoline": ("us_gasoline.csv", 52, 13, 13),
+    "sunspots": RealSeries("monthly-sunspots.csv", "Sunspots", "MS", 132, 24, 12),
+    "gasoline": RealSeries("us_gasoline.csv", "Gasoline", "W-FRI", 52, 13, 13),
+    "air": RealSeries("AirPassengers.csv", "#Passengers", "MS", 36, 12, 1),
+    "beer": RealSeries("ausbeer.csv", "Y", "QS", 32, 8, 1),
+    "milk": RealSeries("monthly-milk-incomplete.csv", "Pounds per cow", "MS", 36, 12, 1),
+    "heart": RealSeries("heart_rate.csv", "Heart rate", None, 60, 20, 10),
+    "taylor": RealSeries("taylor.csv", "Y", None, 96, 48, 24),
+    "oil": RealSeries("ETTh1.csv", "OT", "h", 96, 24, 48),
 }
+
+
+def load(data_dir: str, real: RealSeries) -> TimeSeries:
+    """Read a series; what its file leaves out is missing."""
+    frame = pd.read_csv(Path(data_dir) / real.file)
+    values = frame.pop(real.column)
+    if real.frequency is None:
+        return TimeSeries.from_series(values).astype(np.float32)
+    values.index = pd.to_datetime(frame.iloc[:, 0])
+    values = values.sort_index()
+    return TimeSeries.from_series(
+        values, fill_missing_dates=True, freq=real.frequency
+    ).astype(np.float32)
 
 
 def real(args: argparse.Namespace, name: str) -> None:
     """Rolling forecasts of the last fifth, the best epoch on the 15 % before it."""
-    file, context, horizon, stride = REAL[name]
-    frame = pd.read_csv(Path(args.data_dir) / file)
-    frame.index = pd.to_datetime(frame.iloc[:, 0])
-    series = TimeSeries.from_series(
-        frame.iloc[:, 1].sort_index(), fill_missing_dates=True
-    ).astype(np.float32)
+    series = load(args.data_dir, REAL[name])
+    context, horizon, stride = REAL[name][-3:]
     start = int(0.8 * len(series))
     validate = int(0.85 * start)
     scaler = Scaler(StandardScaler())
@@ -271,6 +297,7 @@ def main() -> None:
     parser.add_argument("--order", type=int, help="transition_order; default unbounded")
     parser.add_argument("--latent-dim", type=int)
     parser.add_argument("--peak-kl-weight", type=float, default=1.0)
+    parser.add_argument("--instance-norm", action="store_true")
     parser.add_argument("--no-rnn", dest="rnn", action="store_false")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -279,6 +306,8 @@ def main() -> None:
     args.model = {"transition_order": args.order, "peak_kl_weight": args.peak_kl_weight}
     if args.latent_dim:
         args.model["latent_dim"] = args.latent_dim
+    if args.instance_norm:
+        args.model["use_reversible_instance_norm"] = True
     for suite in args.suites:
         if suite in REAL:
             real(args, suite)

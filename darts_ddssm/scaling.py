@@ -1,0 +1,128 @@
+"""
+The scale of the target: of the training set, and of each window where that is asked for.
+
+The state-space model works on values near zero with a spread near one, whatever the
+units of the data, so that neither its training nor its numerical range depends on them.
+On top of that, reversible instance normalisation takes each window, input and output
+chunk, in the scale of the observed values of its input chunk; darts' own knows neither
+gaps nor output chunks.
+
+Letters: B batch, T time steps, C components, K parameters.
+
+References
+----------
+.. [1] T. Kim et al., "Reversible Instance Normalization for Accurate Time-Series
+       Forecasting against Distribution Shift", ICLR 2022.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from darts.models.components.layer_norm_variants import RINorm
+from darts.utils.data import TorchTrainingDataset
+from darts.utils.likelihood_models.torch import (
+    CauchyLikelihood,
+    GaussianLikelihood,
+    GumbelLikelihood,
+    LaplaceLikelihood,
+)
+from torch import Tensor, nn
+
+# Families whose raw parameters are a location and, before a softplus, a scale: they are
+# the ones that a shift and a scaling of the data map to themselves.
+LOCATION_SCALE_FAMILIES = (
+    GaussianLikelihood,
+    LaplaceLikelihood,
+    CauchyLikelihood,
+    GumbelLikelihood,
+)
+
+# Windows, evenly spaced, that the scale of a training set is taken from.
+NUM_WINDOWS = 1000
+
+# Least spread of a component beside its magnitude: a constant is forecast as itself.
+MIN_RELATIVE_SPREAD = 1e-6
+
+
+class Scale(NamedTuple):
+    """The map from data to normalised values, (x - shift) / spread.
+
+    Attributes
+    ----------
+    shift, spread
+        One value a component, (C,), or a series and component, (B, 1, C).
+    """
+
+    shift: Tensor
+    spread: Tensor
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Map data (..., B, T, C) to normalised values."""
+        return (x - self.shift) / self.spread
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """Map normalised values (..., B, T, C) to data."""
+        return x * self.spread + self.shift
+
+    def parameters_to_data(self, raw: Tensor) -> Tensor:
+        """Map raw parameters of a location-scale family (B, T, C, K) to the data's."""
+        location, raw_spread = raw.unbind(-1)
+        spread = nn.functional.softplus(raw_spread) * self.spread
+        # the inverse of softplus, exact for large and for small spreads
+        raw_spread = spread + torch.log(-torch.expm1(-spread))
+        return torch.stack([self.to_data(location), raw_spread], dim=-1)
+
+    def after(self, inner: "Scale") -> "Scale":
+        """Return the map from data to what ``inner`` makes of this map's values."""
+        return Scale(self.to_data(inner.shift), self.spread * inner.spread)
+
+
+def dataset_scale(dataset: TorchTrainingDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the observed values of a training set, (C,) each.
+
+    Parameters
+    ----------
+    dataset
+        A darts training dataset; at most 1,000 of its windows are looked at.
+    """
+    last = len(dataset) - 1
+    rows = []
+    for i in np.unique(np.linspace(0, last, NUM_WINDOWS).astype(int)):
+        sample = dataset[i]
+        rows += [sample.past_target, sample.future_target]
+    # (windows * T, C), in double precision: squares of float32 may overflow
+    values = np.concatenate(rows).astype(np.float64)
+    observed = ~np.isnan(values)
+    count = np.maximum(observed.sum(0), 1)
+    values = np.where(observed, values, 0.0)
+    shift = values.sum(0) / count
+    deviations = np.where(observed, values - shift, 0.0)
+    spread = np.sqrt(np.square(deviations).sum(0) / count)
+    magnitude = np.abs(values).max(0)
+    # a component of zeros alone has no magnitude either
+    floor = MIN_RELATIVE_SPREAD * np.where(magnitude > 0, magnitude, 1.0)
+    return shift, np.maximum(spread, floor)
+
+
+def instance_scale(rin: RINorm, x: Tensor, observed: Tensor) -> Scale:
+    """Scale of each series by the observed values of its input chunk.
+
+    Parameters
+    ----------
+    rin
+        darts' module, whose affine parameters and ``eps`` are used.
+    x, observed
+        Values and flags of the input chunk, (B, T, C). A component that is nowhere
+        observed is left as it is.
+    """
+    count = observed.sum(1, keepdim=True)
+    mean = (x * observed).sum(1, keepdim=True) / count.clamp(min=1)
+    squares = ((x - mean) * observed).square().sum(1, keepdim=True)
+    variance = torch.where(count > 0, squares / count.clamp(min=1), 1.0)
+    std = (variance + rin.eps).sqrt()
+    if not rin.affine:
+        return Scale(mean, std)
+    # x' = (x - mean) / std * |weight| + bias
+    spread = std / (rin.affine_weight.abs() + rin.eps)
+    return Scale(mean - rin.affine_bias * spread, spread)
