@@ -291,7 +291,9 @@ class _DDSSMModule(PLForecastingModule):
         inputs = torch.cat([u, past], dim=-1)
 
         def emit(num_samples: int, mean: bool = False) -> Tensor:
-            history = self.ssm.posterior(projection, num_samples, mean=mean)
+            history = self.ssm.posterior(
+                projection, window.transition_inputs, num_samples, mean=mean
+            )
             repeats = (num_samples, 1, 1)
             z = self.ssm.roll_out(
                 history, inputs.repeat(repeats), self.num_solver_steps, mean=mean

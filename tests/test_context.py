@@ -42,17 +42,17 @@ def test_step_by_step_is_the_whole_path_at_once(order, input_size):
     steps = []
     for z_t, u_t in zip(z.unbind(1), u.unbind(1), strict=True):
         steps.append(context.context(history, u_t))
-        history = context.append(history, z_t)
+        history = context.append(history, z_t, u_t)
     torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u))
 
 
 @pytest.mark.parametrize("order", [1, 3, None])
 def test_history_knows_its_last_latent(order):
-    context, (z, _) = context_of(order), path()
+    context, (z, u) = context_of(order), path()
     history = context.start(NUM_ROWS, z)
     assert not history.started.any() and not history.previous.any()
-    for z_t in z.unbind(1):
-        history = context.append(history, z_t)
+    for z_t, u_t in zip(z.unbind(1), u.unbind(1), strict=True):
+        history = context.append(history, z_t, u_t)
         assert history.started.all()
         torch.testing.assert_close(history.previous, z_t)
 
@@ -67,12 +67,13 @@ def test_recurrent_context_sees_all_of_the_past():
 
 
 @pytest.mark.parametrize("order", [1, 3, None])
-def test_inputs_count_at_their_own_step(order):
+def test_inputs_count_at_their_own_step_and_with_their_latent(order):
     context, (z, u) = context_of(order), path()
     changed = u.clone()
-    changed[:, 4] += 1.0
+    changed[:, 2] += 1.0
     off = (context(z, changed) - context(z, u)).abs().amax((0, 2))
-    assert off.nonzero().flatten().tolist() == [4]
+    last = NUM_STEPS if order is None else 3 + order
+    assert off.nonzero().flatten().tolist() == list(range(2, last))
 
 
 @pytest.mark.parametrize("order", [1, 3, None])

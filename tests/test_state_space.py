@@ -64,7 +64,9 @@ def forecast(
     mean: bool = False,
 ) -> tuple[History, Tensor]:
     """Histories of S * B paths and the paths that follow, (S, B, n, D)."""
-    history = model.posterior(model.encode(window), num_samples, mean=mean)
+    history = model.posterior(
+        model.encode(window), window.transition_inputs, num_samples, mean=mean
+    )
     path = model.roll_out(
         history, inputs.repeat(num_samples, 1, 1), num_solver_steps=4, mean=mean
     )
@@ -152,7 +154,9 @@ def test_posterior_ends_where_the_paths_of_the_bound_do(transition, order):
         z, _, _ = model.encoder.path(
             model.encode(copies), model.transition.min_std(window.x.shape[1])
         )
-        last = model.posterior(model.encode(window), 4000).previous
+        last = model.posterior(
+            model.encode(window), window.transition_inputs, 4000
+        ).previous
     assert_same_mean(last, z[:, -1])
     centre = z[:, -1].mean(0)
     assert_same_mean((last - centre).square(), (z[:, -1] - centre).square())

@@ -47,7 +47,7 @@ def posterior(num_rows: int, num_steps: int, latent_dim: int = 1) -> tuple[Tenso
 def history_of(transition: Transition, z: Tensor) -> History:
     """Histories that end with the latents of z (N, D), the first of their paths."""
     context = transition.context
-    return context.append(context.start(len(z), z), z)
+    return context.append(context.start(len(z), z), z, no_inputs(z))
 
 
 def train(transition: Transition, paths: Callable[[], Tensor], steps: int) -> None:

@@ -1,8 +1,8 @@
 """
 What the transition sees of the past: the last j latents, or all of them.
 
-A context network turns the past latents and the inputs u_t into a context vector for
-z_t. It works in two ways that give the same result: over a whole path at once, in
+A context network turns the past latents, their inputs and the inputs u_t into a context
+vector for z_t: an input that acts with a delay is not for the latent to remember. It works in two ways that give the same result: over a whole path at once, in
 training, and step by step with a carried :class:`History`, in the roll-out.
 
 Letters: N rows, T time steps, D latent dimension, U inputs, H hidden size, J order.
@@ -41,7 +41,7 @@ def shift_right(z: Tensor) -> Tensor:
 
 
 class Context(nn.Module, ABC):
-    """Context of z_t from the latents before t and the inputs at t.
+    """Context of z_t from the latents and the inputs before t, and the inputs at t.
 
     Parameters
     ----------
@@ -77,12 +77,12 @@ class Context(nn.Module, ABC):
         """Context of the next step: a history and inputs (N, U) -> (N, H)."""
 
     @abstractmethod
-    def append(self, history: History, z: Tensor) -> History:
-        """Return the history that ends with ``z``, (N, D)."""
+    def append(self, history: History, z: Tensor, u: Tensor) -> History:
+        """Return the history that ends with ``z``, (N, D), and its inputs, (N, U)."""
 
 
 class MarkovContext(Context):
-    """Context of a transition of order j: a perceptron on the last j latents.
+    """Context of a transition of order j: a perceptron on the last j steps.
 
     Slots before the first step are zero and flagged, so that the same network serves
     p(z_1) and every p(z_t | fewer than j latents).
@@ -100,13 +100,14 @@ class MarkovContext(Context):
     ) -> None:
         super().__init__(latent_dim, input_size, hidden_size)
         self.order = order
-        self.network = MLP(order * (latent_dim + 1) + input_size, hidden_size, hidden_size)
+        self.slot_size = latent_dim + 1 + input_size
+        self.network = MLP(order * self.slot_size + input_size, hidden_size, hidden_size)
 
     def features(self, z: Tensor, u: Tensor) -> Tensor:
         num_steps = z.shape[1]
-        flagged = torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
-        padded = nn.functional.pad(flagged, (0, 0, self.order, 0))
-        # (N, J + T, D + 1) -> (N, T, J * (D + 1)), oldest slot first
+        steps = torch.cat([z, torch.ones_like(z[..., :1]), u], dim=-1)
+        padded = nn.functional.pad(steps, (0, 0, self.order, 0))
+        # (N, J + T, D + 1 + U) -> (N, T, J * (D + 1 + U)), oldest slot first
         slots = [padded[:, i : i + num_steps] for i in range(self.order)]
         return torch.cat([*slots, u], dim=-1)
 
@@ -114,20 +115,20 @@ class MarkovContext(Context):
         return History(
             previous=like.new_zeros(num_rows, self.latent_dim),
             started=like.new_zeros(num_rows, 1),
-            memory=like.new_zeros(num_rows, self.order * (self.latent_dim + 1)),
+            memory=like.new_zeros(num_rows, self.order * self.slot_size),
         )
 
     def context(self, history: History, u: Tensor) -> Tensor:
         return self.network(torch.cat([history.memory, u], dim=-1))
 
-    def append(self, history: History, z: Tensor) -> History:
+    def append(self, history: History, z: Tensor, u: Tensor) -> History:
         started = torch.ones_like(history.started)
-        kept = history.memory[:, self.latent_dim + 1 :]
-        return History(z, started, torch.cat([kept, z, started], dim=-1))
+        kept = history.memory[:, self.slot_size :]
+        return History(z, started, torch.cat([kept, z, started, u], dim=-1))
 
 
 class RecurrentContext(Context):
-    """Context of a transition of unbounded order: a GRU over all past latents.
+    """Context of a transition of unbounded order: a GRU over all past steps.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ class RecurrentContext(Context):
 
     def __init__(self, latent_dim: int, input_size: int, hidden_size: int) -> None:
         super().__init__(latent_dim, input_size, hidden_size)
-        self.gru = nn.GRU(latent_dim, hidden_size, batch_first=True)
+        self.gru = nn.GRU(latent_dim + input_size, hidden_size, batch_first=True)
         # The latent of one step ago also goes past the GRU, which bounds what it keeps.
         self.network = MLP(
             hidden_size + latent_dim + 1 + input_size, hidden_size, hidden_size
@@ -146,7 +147,7 @@ class RecurrentContext(Context):
     def features(self, z: Tensor, u: Tensor) -> Tensor:
         started = torch.ones_like(z[..., :1])
         started[:, 0] = 0.0
-        memory = shift_right(self.gru(z)[0])
+        memory = shift_right(self.gru(torch.cat([z, u], dim=-1))[0])
         return torch.cat([memory, shift_right(z), started, u], dim=-1)
 
     def start(self, num_rows: int, like: Tensor) -> History:
@@ -160,7 +161,8 @@ class RecurrentContext(Context):
         previous, started, memory = history
         return self.network(torch.cat([memory, previous, started, u], dim=-1))
 
-    def append(self, history: History, z: Tensor) -> History:
-        # (N, D) -> (N, 1, D), one step of the sequence
-        _, memory = self.gru(z.unsqueeze(1), history.memory.unsqueeze(0))
+    def append(self, history: History, z: Tensor, u: Tensor) -> History:
+        # (N, D + U) -> (N, 1, D + U), one step of the sequence
+        step = torch.cat([z, u], dim=-1).unsqueeze(1)
+        _, memory = self.gru(step, history.memory.unsqueeze(0))
         return History(z, torch.ones_like(history.started), memory.squeeze(0))

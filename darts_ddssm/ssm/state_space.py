@@ -133,7 +133,7 @@ class StateSpaceModel(nn.Module):
         return self.decoder(z, window.u), kl
 
     def posterior(
-        self, projection: Tensor, num_samples: int, mean: bool = False
+        self, projection: Tensor, inputs: Tensor, num_samples: int, mean: bool = False
     ) -> History:
         """Draw paths of the posterior and return where they end.
 
@@ -141,6 +141,8 @@ class StateSpaceModel(nn.Module):
         ----------
         projection
             Output of :meth:`encode`, (T, B, 2 * H).
+        inputs
+            Inputs of the transition, (B, T, U + P).
         num_samples
             Number S of paths a series.
         mean
@@ -160,7 +162,8 @@ class StateSpaceModel(nn.Module):
             z = history.previous.unflatten(0, (num_samples, batch_size))
             noise = torch.zeros_like(z) if mean else torch.randn_like(z)
             z = self.encoder.step(z, projection[t], noise, floor[t])
-            history = context.append(history, z.flatten(0, 1))
+            u_t = inputs[:, t].repeat(num_samples, 1)
+            history = context.append(history, z.flatten(0, 1), u_t)
         return history
 
     def roll_out(
@@ -190,6 +193,6 @@ class StateSpaceModel(nn.Module):
                 z = self.transition.mean(history, u_t)
             else:
                 z = self.transition.sample(history, u_t, num_solver_steps)
-            history = self.transition.context.append(history, z)
+            history = self.transition.context.append(history, z, u_t)
             path.append(z)
         return torch.stack(path, dim=1)
