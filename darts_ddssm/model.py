@@ -130,6 +130,8 @@ class DDSSMModel(MixedCovariatesTorchModel):
               ``gradient_clip_val`` (``0`` for no clipping);
             - validation, checkpoints and forecasts use an exponential average of the
               weights;
+            - ``gridsearch()`` compares forecasts of many samples, where darts draws one;
+            - ``to_onnx()`` is not supported;
             - ``roll_size`` and ``mc_dropout`` have no effect in ``predict()``: nothing is
               fed back and there is no dropout.
 
@@ -143,9 +145,7 @@ class DDSSMModel(MixedCovariatesTorchModel):
         -----
         ``train_loss`` and ``val_loss`` are the negative evidence bound in nats a value;
         the weight of its divergence rises from 0.05 to 1 over the first 20 % of the
-        updates, and is 1 in ``val_loss`` throughout. ``gridsearch()`` draws one sample
-        a forecast in darts 0.48, which measures noise as much as skill: compare
-        settings by ``backtest()`` with ``num_samples`` and a probabilistic metric.
+        updates, and is 1 in ``val_loss`` throughout.
 
         References
         ----------
@@ -341,6 +341,92 @@ class DDSSMModel(MixedCovariatesTorchModel):
         return super()._setup_for_predict(
             *args, predict_likelihood_parameters=predict_likelihood_parameters, **kwargs
         )
+
+    @property
+    def supports_likelihood_parameter_prediction(self) -> bool:
+        return has_marginal(self.likelihood)
+
+    def to_onnx(self, path: str | None = None, **kwargs: Any) -> None:
+        """Refuse: a forecast of this model cannot be one graph for darts' ONNX runner.
+
+        Raises
+        ------
+        NotImplementedError
+            Always. darts' runner wants a graph that maps the input chunk to parameters
+            of the forecast's density. Those of this model are known only by drawing
+            latent paths.
+        """
+        raise_log(
+            NotImplementedError(
+                "`to_onnx()` is not supported by `DDSSMModel`: darts' ONNX runner takes a "
+                "graph without randomness that gives the parameters of the forecast's "
+                "density, and a forecast of this model is known by its samples alone. "
+                "Use `save()` and `load()`, on a machine without an accelerator with "
+                '`load(path, map_location="cpu")`.'
+            )
+        )
+
+    @classmethod
+    def gridsearch(
+        model_class,  # as darts names it
+        parameters: dict[str, Sequence[Any]],
+        series: TimeSeries,
+        *args: Any,
+        num_samples: int = 100,
+        random_state: int | None = 0,
+        **kwargs: Any,
+    ) -> tuple["DDSSMModel", dict[str, Any], float]:
+        """Find the best of a grid of arguments, by forecasts of many samples.
+
+        As in all of darts' models, but that each forecast has ``num_samples`` samples.
+        darts draws one, which measures noise as much as skill. A metric for points
+        (such as the default, ``mape``) then takes the median; one for samples, such as
+        :func:`darts.metrics.mcrps`, sees all of them.
+
+        The training of the candidates is random too: give all of them one seed with
+        ``"random_state": [0]`` in ``parameters``.
+
+        Parameters
+        ----------
+        parameters
+            A list of values for each argument of the model.
+        series
+            The target.
+        *args, **kwargs
+            As in darts, see :meth:`ForecastingModel.gridsearch
+            <darts.models.forecasting.forecasting_model.ForecastingModel.gridsearch>`.
+        num_samples
+            Number of samples of each forecast.
+        random_state
+            Seed of the samples, the same for every candidate.
+
+        Returns
+        -------
+        tuple
+            An untrained model of the best arguments, these arguments, and their score.
+
+        Raises
+        ------
+        ValueError
+            If ``num_samples`` is not a positive integer, and as in darts.
+        """
+        _check_positive_integer("num_samples", num_samples)
+
+        class Candidate(model_class):  # type: ignore[misc, valid-type]
+            def backtest(self, *args: Any, **kwargs: Any) -> Any:
+                return super().backtest(*args, **kwargs | {"num_samples": num_samples})
+
+            def _predict_wrapper(self, *args: Any, **kwargs: Any) -> Any:
+                kwargs["num_samples"] = num_samples
+                return super()._predict_wrapper(*args, **kwargs)
+
+        # darts names the class in its messages
+        Candidate.__name__ = Candidate.__qualname__ = model_class.__name__
+        search = super(DDSSMModel, Candidate).gridsearch
+        _, best, score = search(
+            parameters, series, *args, random_state=random_state, **kwargs
+        )
+        return model_class(**best), best, score
 
     def _check_values(
         self,

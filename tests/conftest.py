@@ -67,3 +67,15 @@ def covariate(length: int, num_components: int = 1, seed: int = 1) -> TimeSeries
     parts = gaussian_timeseries(length=length).time_index
     values = np.random.default_rng(seed).standard_normal((length, num_components))
     return TimeSeries.from_times_and_values(parts, values.astype(np.float32))
+
+
+def with_gaps(series: TimeSeries, where) -> TimeSeries:
+    """Return a copy of a series with missing values at ``where``."""
+    values = series.values(copy=True)
+    values[where] = np.nan
+    return series.with_values(values)
+
+
+def same(one: TimeSeries, other: TimeSeries) -> bool:
+    """Tell whether two series have the same samples."""
+    return np.array_equal(one.all_values(), other.all_values())

@@ -2,8 +2,9 @@
 What the transition sees of the past: the last j latents, or all of them.
 
 A context network turns the past latents, their inputs and the inputs u_t into a context
-vector for z_t: an input that acts with a delay is not for the latent to remember. It works in two ways that give the same result: over a whole path at once, in
-training, and step by step with a carried :class:`History`, in the roll-out.
+vector for z_t: an input that acts with a delay is not for the latent to remember. It
+works in two ways that give the same result: over a whole path at once, in training, and
+step by step with a carried :class:`History`, in the roll-out.
 
 Letters: N rows, T time steps, D latent dimension, U inputs, H hidden size, J order.
 """
@@ -58,6 +59,7 @@ class Context(nn.Module, ABC):
     def __init__(self, latent_dim: int, input_size: int, hidden_size: int) -> None:
         super().__init__()
         self.latent_dim = latent_dim
+        self.input_size = input_size
         self.context_size = hidden_size
 
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
