@@ -72,7 +72,8 @@ class DDSSMModel(MixedCovariatesTorchModel):
         multivariate, single and multiple series, probabilistic forecasts, and missing
         values: NaN in the target or in a covariate means "not observed".
 
-        The target should be scaled, e.g. by darts' :class:`Scaler`.
+        The target needs no scaling: the model takes its mean and standard deviation from
+        the training set. Covariates should be scaled, e.g. by darts' :class:`Scaler`.
 
         Parameters
         ----------
@@ -144,8 +145,8 @@ class DDSSMModel(MixedCovariatesTorchModel):
         Notes
         -----
         ``train_loss`` and ``val_loss`` are the negative evidence bound in nats a value;
-        the weight of its divergence rises from 0.05 to 1 over the first 20 % of the
-        updates, and is 1 in ``val_loss`` throughout.
+        the weight of its divergence is 0.05 for the first 20 % of the updates, 1 from 40 %
+        on, and 1 in ``val_loss`` throughout.
 
         References
         ----------

@@ -38,10 +38,12 @@ from darts_ddssm.scaling import (
 from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 from darts_ddssm.window import context_window, inputs_ahead, training_window
 
-# The weight of the divergence rises from the first value to 1 at the first share of the
-# updates, to the peak at the second, stays there to the third and is 1 from the last on.
+# The weight of the divergence stays at the first value up to the first share of the
+# updates, is 1 at the second, at its peak from the third to the fourth, and 1 from the
+# last on. Under a weight near 1 from early on, with few updates or a slowly rising
+# learning rate, the latent may never come to carry anything.
 KL_WEIGHT_START = 0.05
-KL_WEIGHT_SHARES = (0.2, 0.3, 0.7, 0.9)
+KL_WEIGHT_SHARES = (0.2, 0.4, 0.5, 0.7, 0.9)
 # Where the number of updates has no limit, this many count as all.
 UNLIMITED_UPDATES = 3000
 
@@ -172,8 +174,9 @@ class _DDSSMModule(PLForecastingModule):
     @property
     def kl_weight(self) -> float:
         """Weight of the divergence in the training loss at this point of training."""
-        weights = (KL_WEIGHT_START, 1.0, self.peak_kl_weight, self.peak_kl_weight, 1.0)
-        return float(np.interp(self.progress.item(), (0.0, *KL_WEIGHT_SHARES), weights))
+        peak = self.peak_kl_weight
+        weights = (KL_WEIGHT_START, 1.0, peak, peak, 1.0)
+        return float(np.interp(self.progress.item(), KL_WEIGHT_SHARES, weights))
 
     def set_scale(self, dataset: TorchTrainingDataset) -> None:
         """Take the scale of the target from a training set."""
@@ -227,10 +230,10 @@ class _DDSSMModule(PLForecastingModule):
             raise_log(
                 RuntimeError(
                     f"The training loss became non-finite (`{loss.item()}`). Check that "
-                    "the target and the covariates are scaled (e.g. with darts' "
-                    "`Scaler`), then try a smaller learning rate (`optimizer_kwargs`) "
-                    "or a smaller `gradient_clip_val` (`pl_trainer_kwargs`). "
-                    "Checkpoints saved before this update are intact."
+                    "the covariates are scaled (e.g. with darts' `Scaler`), then try a "
+                    "smaller learning rate (`optimizer_kwargs`) or a smaller "
+                    "`gradient_clip_val` (`pl_trainer_kwargs`). Checkpoints saved "
+                    "before this update are intact."
                 )
             )
         self.log(

@@ -95,13 +95,14 @@ def test_noise_is_standard_and_independent():
 
 
 @pytest.mark.parametrize("t", [0, 3, NUM_STEPS - 1])
-def test_a_step_sees_the_data_from_its_own_on(t):
+def test_a_step_sees_all_of_the_data(t):
+    """Where a value is missing, those before it count as do those after."""
     encoder, x = random_encoder(), features()
     changed = x.clone()
     changed[:, t] += 1.0
     # (T, B, 2 * H) -> (T,)
     off = (encoder(changed) - encoder(x)).abs().amax((1, 2))
-    assert off.nonzero().flatten().tolist() == list(range(t + 1))
+    assert (off > 0).all()
 
 
 def test_series_of_a_batch_are_apart():

@@ -2,12 +2,14 @@ r"""
 The variational posterior q_phi(z_{1:T} | x_{1:T}), structured as the exact one is.
 
 .. math::
-    q_\phi(z_{1:T} | x_{1:T}) = \prod_t q_\phi(z_t | z_{t-1}, x_{t:T}) , \qquad
-    q_\phi(z_t | z_{t-1}, x_{t:T})
+    q_\phi(z_{1:T} | x_{1:T}) = \prod_t q_\phi(z_t | z_{t-1}, x_{1:T}) , \qquad
+    q_\phi(z_t | z_{t-1}, x_{1:T})
         = N(z_{t-1} + g(z_{t-1}, h_t), \mathrm{diag}\, s^2(z_{t-1}, h_t)) ,
 
-with :math:`h_t` the state of a GRU that runs backward from the end of the data. Given
-:math:`z_{t-1}` the past adds nothing, so that this loses nothing for a Markov model.
+with :math:`h_t` the state of a bidirectional GRU over the data. Given :math:`z_{t-1}` a
+Markov model needs :math:`x_{t:T}` alone. But where the transition remembers more than one
+latent, so does the exact posterior: the data before t stand for the earlier latents. At
+a missing value they tell where the series was heading.
 
 Letters: B batch, S samples, T time steps, D latent dimension, F features, H hidden size.
 """
@@ -100,7 +102,7 @@ INITIAL_RAW_STD = -1.5
 
 
 class Encoder(nn.Module):
-    """Backward GRU over the data and the recursion that draws latent paths.
+    """Bidirectional GRU over the data and the recursion that draws latent paths.
 
     Parameters
     ----------
@@ -115,9 +117,9 @@ class Encoder(nn.Module):
     def __init__(self, input_size: int, latent_dim: int, hidden_size: int) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.gru = nn.GRU(input_size, hidden_size)
+        self.gru = nn.GRU(input_size, hidden_size, bidirectional=True)
         # of h_t and, past the GRU and its saturation, of the data at t
-        size = hidden_size + input_size
+        size = 2 * hidden_size + input_size
         self.project = nn.Linear(size, 2 * hidden_size)
         self.project_first = nn.Linear(size, 2 * hidden_size)
         self.weight_in = nn.Parameter(torch.empty(2 * hidden_size, latent_dim))
@@ -125,7 +127,7 @@ class Encoder(nn.Module):
         with torch.no_grad():
             parts = [(self.weight_in, latent_dim)]
             for project in (self.project, self.project_first):
-                parts.append((project.weight[:, hidden_size:], input_size))
+                parts.append((project.weight[:, 2 * hidden_size :], input_size))
             for weight, fan_in in parts:
                 weight.uniform_(-(fan_in**-0.5), fan_in**-0.5)
                 weight[hidden_size:] *= GATE_GAIN
@@ -140,12 +142,11 @@ class Encoder(nn.Module):
         return self.weight_in, self.out.weight, self.out.bias
 
     def forward(self, features: Tensor) -> Tensor:
-        """Run backward over the data, all that does not depend on z: -> (T, B, 2 * H)."""
+        """Read the data, for all that does not depend on z: (B, T, F) -> (T, B, 2 * H)."""
         # (B, T, F) -> (T, B, F)
         features = features.transpose(0, 1)
-        # from the last step to the first: (T, B, F) -> (T, B, H)
-        h = self.gru(features.flip(0))[0].flip(0)
-        h = torch.cat([h, features], dim=-1)
+        # (T, B, F) -> (T, B, 2 * H) -> (T, B, 2 * H + F)
+        h = torch.cat([self.gru(features)[0], features], dim=-1)
         return torch.cat([self.project_first(h[:1]), self.project(h[1:])])
 
     def path(self, projection: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ The state-space model: encoder, transition and emission in one.
 .. math::
     \log p(x_{1:T}) \ge \sum_t \mathbb{E}_q \log p_\theta(x_t | z_t, u_t)
     - \sum_t \mathbb{E}_q \mathrm{KL}(
-        q_\phi(z_t | z_{t-1}, x_{t:T}) \,\|\, p_\psi(z_t | z_{t-j:t-1}, u_t))
+        q_\phi(z_t | z_{t-1}, x_{1:T}) \,\|\, p_\psi(z_t | z_{t-j:t-1}, u_t))
 
 Letters: B batch, S samples, T time steps of a window, n steps ahead, C components,
 K parameters of the density of one component, D latent dimension, U inputs known at each
