@@ -343,6 +343,15 @@ class DDSSMModel(MixedCovariatesTorchModel):
             *args, predict_likelihood_parameters=predict_likelihood_parameters, **kwargs
         )
 
+    def save(self, path: str | None = None, clean: bool = False) -> None:
+        trainer, model = self.trainer, self.model
+        if trainer is not None and model is not None:
+            # darts asks the trainer, which may hold other weights than the model: the
+            # last ones after `load_best`, the fitted ones after `load_weights`.
+            if trainer.lightning_module is not model:
+                model.take_over(trainer)
+        super().save(path, clean)
+
     @property
     def supports_likelihood_parameter_prediction(self) -> bool:
         return has_marginal(self.likelihood)

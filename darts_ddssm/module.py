@@ -154,6 +154,17 @@ class _DDSSMModule(PLForecastingModule):
             return []
         return [_AveragedWeights()]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if "callbacks" in checkpoint:
+            return
+        # Lightning asks no callback where it saves the weights alone.
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, _AveragedWeights):
+                callback.on_save_checkpoint(self.trainer, self, checkpoint)
+                for name in ("current_model_state", "averaging_state"):
+                    checkpoint.pop(name, None)
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -164,6 +175,14 @@ class _DDSSMModule(PLForecastingModule):
         if gradient_clip_val is None:
             gradient_clip_val = GRADIENT_CLIP_NORM
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def take_over(self, trainer: Trainer) -> None:
+        """Become the module of a trainer that has trained another one."""
+        for callback in trainer.callbacks:
+            if isinstance(callback, _AveragedWeights):
+                callback._average_model = None
+        self.trainer = trainer
+        trainer.strategy.connect(self)
 
     def on_train_batch_start(self, batch: TorchTrainingBatch, batch_idx: int) -> None:
         num_updates = self.trainer.estimated_stepping_batches
@@ -294,12 +313,13 @@ class _DDSSMModule(PLForecastingModule):
         inputs = torch.cat([u, past], dim=-1)
 
         def emit(num_samples: int, mean: bool = False) -> Tensor:
+            num_solver_steps = self.num_solver_steps
             history = self.ssm.posterior(
-                projection, window.transition_inputs, num_samples, mean=mean
+                projection, window, num_samples, num_solver_steps, mean=mean
             )
             repeats = (num_samples, 1, 1)
             z = self.ssm.roll_out(
-                history, inputs.repeat(repeats), self.num_solver_steps, mean=mean
+                history, inputs.repeat(repeats), num_solver_steps, mean=mean
             )
             raw = self.ssm.decoder(z[:, gap:], u.repeat(repeats)[:, gap:])
             # (S * B, n, ...) -> (S, B, n, ...)

@@ -65,7 +65,7 @@ def forecast(
 ) -> tuple[History, Tensor]:
     """Histories of S * B paths and the paths that follow, (S, B, n, D)."""
     history = model.posterior(
-        model.encode(window), window.transition_inputs, num_samples, mean=mean
+        model.encode(window), window, num_samples, num_solver_steps=4, mean=mean
     )
     path = model.roll_out(
         history, inputs.repeat(num_samples, 1, 1), num_solver_steps=4, mean=mean
@@ -98,6 +98,33 @@ def test_a_gap_is_not_a_value_of_zero():
     zeros = window._replace(x=torch.zeros_like(window.x))
     seen = zeros._replace(observed=torch.ones_like(window.x))
     assert (model.encode(zeros) - model.encode(seen)).abs().max() > 1e-3
+
+
+def first_steps(window: Window, num_steps: int) -> Window:
+    return Window(*(x[:, :num_steps] for x in window))
+
+
+@each_model
+def test_where_nothing_more_is_observed_the_transition_takes_over(transition, order):
+    """In the first series from the fifth step on, in the second nowhere."""
+    model, window = model_of(transition, order), window_of()
+    observed = torch.ones_like(window.observed)
+    observed[0, 4:] = 0.0
+    window = window._replace(observed=observed)
+    projection = model.encode(window)
+    arguments = dict(num_samples=1, num_solver_steps=4, mean=True)
+    drawn = model.posterior(projection, window, **arguments).previous
+    before = model.posterior(projection[:4], first_steps(window, 4), **arguments)
+    path = model.roll_out(before, window.transition_inputs[:, 4:], 4, mean=True)
+    torch.testing.assert_close(drawn[0], path[0, -1])
+    full = window._replace(observed=torch.ones_like(observed))
+    encoded = model.posterior(projection, full, **arguments).previous
+    torch.testing.assert_close(drawn[1], encoded[1])
+    assert (encoded[0] - path[0, -1]).abs().max() > 1e-3
+
+    _, kl = model.elbo(window)
+    assert (kl[0, 4:] == 0).all()
+    assert (kl[1] != 0).all() and (kl[0, :4] != 0).all()
 
 
 # --- layouts --------------------------------------------------------------------------
@@ -155,7 +182,7 @@ def test_posterior_ends_where_the_paths_of_the_bound_do(transition, order):
             model.encode(copies), model.transition.min_std(window.x.shape[1])
         )
         last = model.posterior(
-            model.encode(window), window.transition_inputs, 4000
+            model.encode(window), window, 4000, num_solver_steps=4
         ).previous
     assert_same_mean(last, z[:, -1])
     centre = z[:, -1].mean(0)

@@ -61,6 +61,15 @@ class Window(NamedTuple):
         """All that the transition is told at each step, (B, T, U + P)."""
         return torch.cat([self.u, self.past], dim=-1)
 
+    @property
+    def informed(self) -> Tensor:
+        """True where anything is observed at the step or later, (B, T).
+
+        Elsewhere the exact posterior is the transition.
+        """
+        observed = self.observed.any(-1)
+        return observed.flip(1).cummax(1).values.flip(1)
+
 
 class StateSpaceModel(nn.Module):
     """A deep state-space model with a diffusion or a Gaussian transition.
@@ -130,10 +139,15 @@ class StateSpaceModel(nn.Module):
         floor = self.transition.min_std(window.x.shape[1])
         z, mean, std = self.encoder.path(self.encode(window), floor)
         kl = self.transition.kl(z, mean, std, window.transition_inputs)
-        return self.decoder(z, window.u), kl
+        return self.decoder(z, window.u), kl * window.informed
 
     def posterior(
-        self, projection: Tensor, inputs: Tensor, num_samples: int, mean: bool = False
+        self,
+        projection: Tensor,
+        window: Window,
+        num_samples: int,
+        num_solver_steps: int,
+        mean: bool = False,
     ) -> History:
         """Draw paths of the posterior and return where they end.
 
@@ -141,10 +155,13 @@ class StateSpaceModel(nn.Module):
         ----------
         projection
             Output of :meth:`encode`, (T, B, 2 * H).
-        inputs
-            Inputs of the transition, (B, T, U + P).
+        window
+            The window that was encoded.
         num_samples
             Number S of paths a series.
+        num_solver_steps
+            Number of network evaluations a step of a diffusion transition, where nothing
+            is observed any more.
         mean
             Follow the mean of each step instead of drawing from it.
 
@@ -156,15 +173,28 @@ class StateSpaceModel(nn.Module):
         num_steps, batch_size, _ = projection.shape
         context = self.transition.context
         floor = self.transition.min_std(num_steps)
+        inputs, informed = window.transition_inputs, window.informed
+        is_informed = informed.all(0).tolist()
         history = context.start(num_samples * batch_size, projection)
         for t in range(num_steps):
+            u_t = inputs[:, t].repeat(num_samples, 1)
             # (S * B, D) -> (S, B, D) -> (S * B, D)
             z = history.previous.unflatten(0, (num_samples, batch_size))
             noise = torch.zeros_like(z) if mean else torch.randn_like(z)
-            z = self.encoder.step(z, projection[t], noise, floor[t])
-            u_t = inputs[:, t].repeat(num_samples, 1)
-            history = context.append(history, z.flatten(0, 1), u_t)
+            z = self.encoder.step(z, projection[t], noise, floor[t]).flatten(0, 1)
+            if not is_informed[t]:
+                rows = informed[:, t].repeat(num_samples).unsqueeze(-1)
+                z = torch.where(rows, z, self._move(history, u_t, num_solver_steps, mean))
+            history = context.append(history, z, u_t)
         return history
+
+    def _move(
+        self, history: History, u_t: Tensor, num_solver_steps: int, mean: bool
+    ) -> Tensor:
+        """Draw the next latent of each path from the transition: (N, D)."""
+        if mean:
+            return self.transition.mean(history, u_t)
+        return self.transition.sample(history, u_t, num_solver_steps)
 
     def roll_out(
         self, history: History, inputs: Tensor, num_solver_steps: int, mean: bool = False
@@ -189,10 +219,7 @@ class StateSpaceModel(nn.Module):
         """
         path = []
         for u_t in inputs.unbind(1):
-            if mean:
-                z = self.transition.mean(history, u_t)
-            else:
-                z = self.transition.sample(history, u_t, num_solver_steps)
+            z = self._move(history, u_t, num_solver_steps, mean)
             history = self.transition.context.append(history, z, u_t)
             path.append(z)
         return torch.stack(path, dim=1)
