@@ -275,6 +275,9 @@ class DDSSMModel(MixedCovariatesTorchModel):
         is_new = self.model is None
         params = super()._setup_for_train(train_dataset, *args, **kwargs)
         if is_new:
+            if self.trainer_params["precision"] == "64-true":
+                # Lightning would cast it later, the scale already rounded.
+                params["model"].double()
             params["model"].set_scale(train_dataset)
         return params
 

@@ -41,8 +41,9 @@ LOCATION_SCALE_FAMILIES = (
 # Windows, evenly spaced, that the scale of a training set is taken from.
 NUM_WINDOWS = 1000
 
-# Least spread of a component beside its magnitude: a constant is forecast as itself.
-MIN_RELATIVE_SPREAD = 1e-6
+# Least spread of a component in rounding errors of its magnitude: a constant is forecast
+# as itself.
+MIN_SPREAD = 8
 
 
 class Scale(NamedTuple):
@@ -92,7 +93,9 @@ def dataset_scale(dataset: TorchTrainingDataset) -> tuple[np.ndarray, np.ndarray
         sample = dataset[i]
         rows += [sample.past_target, sample.future_target]
     # (windows * T, C), in double precision: squares of float32 may overflow
-    values = np.concatenate(rows).astype(np.float64)
+    values = np.concatenate(rows)
+    rounding = np.finfo(values.dtype).eps
+    values = values.astype(np.float64)
     observed = ~np.isnan(values)
     count = np.maximum(observed.sum(0), 1)
     values = np.where(observed, values, 0.0)
@@ -101,7 +104,7 @@ def dataset_scale(dataset: TorchTrainingDataset) -> tuple[np.ndarray, np.ndarray
     spread = np.sqrt(np.square(deviations).sum(0) / count)
     magnitude = np.abs(values).max(0)
     # a component of zeros alone has no magnitude either
-    floor = MIN_RELATIVE_SPREAD * np.where(magnitude > 0, magnitude, 1.0)
+    floor = MIN_SPREAD * rounding * np.where(magnitude > 0, magnitude, 1.0)
     return shift, np.maximum(spread, floor)
 
 

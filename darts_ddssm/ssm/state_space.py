@@ -63,10 +63,7 @@ class Window(NamedTuple):
 
     @property
     def informed(self) -> Tensor:
-        """True where anything is observed at the step or later, (B, T).
-
-        Elsewhere the exact posterior is the transition.
-        """
+        """True where anything is observed at the step or later, (B, T)."""
         observed = self.observed.any(-1)
         return observed.flip(1).cummax(1).values.flip(1)
 
@@ -139,6 +136,7 @@ class StateSpaceModel(nn.Module):
         floor = self.transition.min_std(window.x.shape[1])
         z, mean, std = self.encoder.path(self.encode(window), floor)
         kl = self.transition.kl(z, mean, std, window.transition_inputs)
+        # After the last observation the exact posterior is the transition.
         return self.decoder(z, window.u), kl * window.informed
 
     def posterior(
@@ -150,6 +148,10 @@ class StateSpaceModel(nn.Module):
         mean: bool = False,
     ) -> History:
         """Draw paths of the posterior and return where they end.
+
+        Steps at which nothing is observed are drawn from the transition: exact after the
+        last observation, and before it better than the encoder, which has seen few long
+        gaps; it puts the path right at the next observation.
 
         Parameters
         ----------
@@ -173,8 +175,8 @@ class StateSpaceModel(nn.Module):
         num_steps, batch_size, _ = projection.shape
         context = self.transition.context
         floor = self.transition.min_std(num_steps)
-        inputs, informed = window.transition_inputs, window.informed
-        is_informed = informed.all(0).tolist()
+        inputs, missing = window.transition_inputs, ~window.observed.any(-1)
+        any_missing = missing.any(0).tolist()
         history = context.start(num_samples * batch_size, projection)
         for t in range(num_steps):
             u_t = inputs[:, t].repeat(num_samples, 1)
@@ -182,9 +184,10 @@ class StateSpaceModel(nn.Module):
             z = history.previous.unflatten(0, (num_samples, batch_size))
             noise = torch.zeros_like(z) if mean else torch.randn_like(z)
             z = self.encoder.step(z, projection[t], noise, floor[t]).flatten(0, 1)
-            if not is_informed[t]:
-                rows = informed[:, t].repeat(num_samples).unsqueeze(-1)
-                z = torch.where(rows, z, self._move(history, u_t, num_solver_steps, mean))
+            if any_missing[t]:
+                rows = missing[:, t].repeat(num_samples)
+                kept = History(*(x[rows] for x in history))
+                z[rows] = self._move(kept, u_t[rows], num_solver_steps, mean)
             history = context.append(history, z, u_t)
         return history
 
