@@ -472,7 +472,7 @@ class DDSSMModel(MixedCovariatesTorchModel):
                 )
             # (T, C, samples) -> (T * samples, C)
             rows = values.swapaxes(1, 2).reshape(-1, one.n_components)
-            outside = ~in_support(self.likelihood, torch.as_tensor(rows)).numpy()
+            outside = ~in_support(self.likelihood, torch.tensor(rows)).numpy()
             if outside.any():
                 raise_log(
                     ValueError(

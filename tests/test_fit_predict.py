@@ -1,5 +1,7 @@
 """Fitting and forecasting: shapes, times, datasets, tuning, randomness."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -135,6 +137,15 @@ def test_integers_are_values(tiny):
     series = TimeSeries.from_values(np.arange(60) % 12)
     forecast = tiny(n_epochs=1).fit(series).predict(3)
     assert np.isfinite(forecast.values()).all()
+
+
+def test_values_may_be_read_only(tiny):
+    values = noisy_sine().values()[..., None]
+    values.flags.writeable = False
+    series = TimeSeries(noisy_sine().time_index, values, copy=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not writable.*", module="darts_ddssm")
+        tiny(n_epochs=1).fit(series).predict(3)
 
 
 def test_series_is_needed_after_fitting_several(tiny):

@@ -273,7 +273,7 @@ def real(args: argparse.Namespace, name: str) -> None:
         forecasts = [scaler.inverse_transform(f) for f in forecasts]
         actual = [series] * len(forecasts)
         score = np.mean(mcrps(actual, forecasts))
-        covered = np.mean(ic(actual, forecasts, q_interval=(0.05, 0.95)))
+        covered = np.nanmean(ic(actual, forecasts, q_interval=(0.05, 0.95)))
         print(
             f"{name:10s} {label:24s} CRPS {score:.4g}  coverage of 90 % {covered:.3f}  "
             f"{time.perf_counter() - begin:.0f} s  {len(forecasts)} forecasts",
