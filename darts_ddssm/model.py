@@ -3,6 +3,7 @@ The face to darts: :class:`DDSSMModel`.
 """
 
 from collections.abc import Sequence
+from functools import wraps
 from numbers import Integral, Real
 from typing import Any
 
@@ -25,7 +26,7 @@ from darts.utils.likelihood_models.torch import (
     TorchLikelihood,
 )
 
-from darts_ddssm.density import has_marginal, in_support
+from darts_ddssm.density import in_support
 from darts_ddssm.module import _DDSSMModule
 from darts_ddssm.scaling import LOCATION_SCALE_FAMILIES
 
@@ -36,6 +37,12 @@ def _check_positive_integer(name: str, value: Any) -> None:
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_integer or value < 1:
         raise_log(ValueError(f"`{name}` must be an integer >= 1, got `{value!r}`."))
+
+
+def _prolonged(series: TimeSeries, num_steps: int) -> TimeSeries:
+    """Append unknown values to a series."""
+    shape = (num_steps, series.n_components, series.n_samples)
+    return series.append_values(np.full(shape, np.nan, dtype=series.dtype))
 
 
 class DDSSMModel(MixedCovariatesTorchModel):
@@ -329,22 +336,35 @@ class DDSSMModel(MixedCovariatesTorchModel):
             use_static_covariates=self.uses_static_covariates,
         )
 
-    def _setup_for_predict(
-        self, *args: Any, predict_likelihood_parameters: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        if predict_likelihood_parameters and not has_marginal(self.likelihood):
-            raise_log(
-                ValueError(
-                    "`predict_likelihood_parameters` must be `False` for "
-                    f"`{self.likelihood}`: over the latent paths the forecast is a "
-                    "mixture, which has no parameters of that family. Use "
-                    "`num_samples`. `GaussianLikelihood` gives the mixture's moments."
-                )
-            )
-        self.model.num_solver_steps = self.num_solver_steps
-        return super()._setup_for_predict(
-            *args, predict_likelihood_parameters=predict_likelihood_parameters, **kwargs
+    @wraps(MixedCovariatesTorchModel.historical_forecasts)  # darts reads its signature
+    def historical_forecasts(
+        self,
+        series: TimeSeries | Sequence[TimeSeries],
+        past_covariates: TimeSeries | Sequence[TimeSeries] | None = None,
+        future_covariates: TimeSeries | Sequence[TimeSeries] | None = None,
+        forecast_horizon: int = 1,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # darts starts no forecast whose past covariates end before its last output
+        # chunk. As in `predict()`, they are not needed: to darts they go on, unknown.
+        extra = forecast_horizon - self.output_chunk_length
+        if isinstance(past_covariates, TimeSeries) and extra > 0:
+            past_covariates = _prolonged(past_covariates, extra)
+        elif past_covariates is not None and extra > 0:
+            past_covariates = [_prolonged(one, extra) for one in past_covariates]
+        return super().historical_forecasts(
+            series,
+            past_covariates,
+            future_covariates,
+            forecast_horizon,
+            *args,
+            **kwargs,
         )
+
+    def _setup_for_predict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self.model.num_solver_steps = self.num_solver_steps
+        return super()._setup_for_predict(*args, **kwargs)
 
     def save(self, path: str | None = None, clean: bool = False) -> None:
         trainer, model = self.trainer, self.model
@@ -354,10 +374,6 @@ class DDSSMModel(MixedCovariatesTorchModel):
             if trainer.lightning_module is not model:
                 model.take_over(trainer)
         super().save(path, clean)
-
-    @property
-    def supports_likelihood_parameter_prediction(self) -> bool:
-        return has_marginal(self.likelihood)
 
     def to_onnx(self, path: str | None = None, **kwargs: Any) -> None:
         """Refuse: a forecast of this model cannot be one graph for darts' ONNX runner.

@@ -25,6 +25,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from darts_ddssm.density import (
+    has_marginal,
     has_prior,
     marginal_parameters,
     negative_log_likelihood,
@@ -361,6 +362,15 @@ class _DDSSMModule(PLForecastingModule):
 
     def _marginal_parameters(self, batch: TorchInferenceBatch) -> Tensor:
         """Parameters of the predictive marginal: (1, B, n, C * K)."""
+        if not has_marginal(self.likelihood):
+            raise_log(
+                ValueError(
+                    "`predict_likelihood_parameters` must be `False` for "
+                    f"`{self.likelihood}`: over the latent paths the forecast is a "
+                    "mixture, which has no parameters of that family. Use "
+                    "`num_samples`. `GaussianLikelihood` gives the mixture's moments."
+                )
+            )
         emit, scale = self._forecaster(batch, self.pred_n)
         raw = torch.cat([emit(size) for size in self._groups(batch, NUM_MOMENT_PATHS)])
         parameters = marginal_parameters(self.likelihood, raw)
