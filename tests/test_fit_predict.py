@@ -139,6 +139,12 @@ def test_integers_are_values(tiny):
     assert np.isfinite(forecast.values()).all()
 
 
+@pytest.mark.parametrize("transition", TRANSITIONS)
+def test_latent_may_be_wider_than_the_networks(tiny, transition):
+    model = tiny(latent_dim=5, hidden_size=2, transition=transition).fit(noisy_sine())
+    assert np.isfinite(model.predict(3, num_samples=2).all_values()).all()
+
+
 def test_values_may_be_read_only(tiny):
     values = noisy_sine().values()[..., None]
     values.flags.writeable = False

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import noisy_sine, with_gaps
+import torch
+from conftest import noisy_sine, same, with_gaps
 from darts.utils.likelihood_models import torch as likelihoods
+
+from darts_ddssm.density import in_support
 
 ANY = noisy_sine(num_components=2).values()
 POSITIVE = np.exp(ANY)
@@ -28,6 +31,8 @@ FAMILIES = {
     "Dirichlet": SHARES,
 }
 
+MIXTURES_OF_THE_FAMILY = {"Gaussian", "LogNormal", "Bernoulli"}
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_density_trains_and_samples_in_its_support(tiny, family):
@@ -37,14 +42,14 @@ def test_every_density_trains_and_samples_in_its_support(tiny, family):
     model = tiny(likelihood=likelihood).fit(with_gaps(series, (slice(20, 24), 1)))
     forecast = model.predict(6, num_samples=20).all_values()
     assert np.isfinite(forecast).all()
-    if values is not FAMILIES["Gaussian"] and family not in ("Laplace", "Cauchy"):
-        assert (forecast >= 0).all() or family in ("Gaussian", "Gumbel")
-    if family in ("Poisson", "NegativeBinomial", "Geometric", "Bernoulli"):
-        np.testing.assert_array_equal(forecast, forecast.round())
-    if family in ("Beta", "ContinuousBernoulli", "Dirichlet", "Bernoulli"):
-        assert (forecast <= 1).all()
-    if family == "Dirichlet":
-        np.testing.assert_allclose(forecast.sum(1), 1.0, rtol=1e-5)
+    # (n, C, S) -> (n, S, C)
+    samples = torch.as_tensor(forecast.swapaxes(1, 2))
+    assert in_support(likelihood, samples.flatten(0, 1)).all()
+    # the check itself refuses what lies outside
+    assert (
+        FAMILIES[family] is ANY
+        or not in_support(likelihood, samples.flatten(0, 1) - 100).any()
+    )
 
 
 def test_all_densities_of_darts_are_tested():
@@ -65,8 +70,53 @@ def test_likelihood_parameters_are_the_moments_of_the_samples(tiny):
     np.testing.assert_allclose(parameters.values()[:, 1::2], samples.std(2), rtol=0.2)
 
 
-def test_likelihood_parameters_of_no_marginal(tiny):
-    positive = noisy_sine().map(lambda x: np.exp(x))
-    model = tiny(likelihood=likelihoods.GammaLikelihood()).fit(positive)
-    with pytest.raises(ValueError, match="predict_likelihood_parameters"):
+@pytest.mark.parametrize("family", ["Bernoulli", "LogNormal"])
+def test_likelihood_parameters_of_other_mixtures(tiny, family):
+    """The probability; mean and standard deviation of the logarithm."""
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    series = noisy_sine(num_components=2).with_values(FAMILIES[family].astype(np.float32))
+    model = tiny(n_epochs=5, likelihood=likelihood).fit(series)
+    parameters = model.predict(6, predict_likelihood_parameters=True)
+    samples = model.predict(6, num_samples=4000).all_values()
+    if family == "Bernoulli":
+        assert parameters.components.tolist() == ["0_p", "1_p"]
+        means = parameters.values()
+    else:
+        assert parameters.components.tolist() == ["0_mu", "0_sigma", "1_mu", "1_sigma"]
+        means, samples = parameters.values()[:, ::2], np.log(samples)
+        np.testing.assert_allclose(parameters.values()[:, 1::2], samples.std(2), rtol=0.2)
+    error = 5 * samples.std(2) * (1 / 4000 + 1 / 500) ** 0.5
+    assert (np.abs(means - samples.mean(2)) < error).all()
+
+
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - MIXTURES_OF_THE_FAMILY))
+def test_likelihood_parameters_of_no_marginal(tiny, family):
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    series = noisy_sine(num_components=2).with_values(FAMILIES[family].astype(np.float32))
+    model = tiny(n_epochs=1, likelihood=likelihood).fit(series)
+    with pytest.raises(ValueError, match="`predict_likelihood_parameters` must be"):
         model.predict(3, predict_likelihood_parameters=True)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_prior_is_one_of_the_data(tiny, scale):
+    """A strong prior on the spread of the emission decides it, in the data's units."""
+    sigma = 2.0 * scale
+    likelihood = likelihoods.GaussianLikelihood(prior_sigma=sigma, prior_strength=100.0)
+    series = (scale * noisy_sine()).astype(np.float32)
+    model = tiny(likelihood=likelihood, n_epochs=30, optimizer_kwargs={"lr": 1e-2})
+    parameters = model.fit(series).predict(6, predict_likelihood_parameters=True)
+    np.testing.assert_allclose(parameters["0_sigma"].values(), sigma, rtol=0.2)
+
+
+def test_beta_nll(tiny):
+    """Another loss, another model."""
+    series = noisy_sine()
+    forecasts = [
+        tiny(likelihood=likelihoods.GaussianLikelihood(beta_nll=beta))
+        .fit(series)
+        .predict(3, random_state=0)
+        for beta in (0.0, 0.5)
+    ]
+    assert not same(*forecasts)
+    assert all(np.isfinite(f.values()).all() for f in forecasts)

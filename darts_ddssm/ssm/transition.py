@@ -215,13 +215,14 @@ class DiffusionTransition(Transition):
 
     def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
         levels = karras_grid(num_solver_steps)
-        z = levels[0] * scale * torch.randn_like(context[:, : self.latent_dim])
+        z = context.new_empty(len(context), self.latent_dim)
+        z = levels[0] * scale * torch.randn_like(z)
         return dpm_solver(self._denoiser(context, scale, levels), z, levels)
 
     def _mean(self, context: Tensor, scale: Tensor) -> Tensor:
         # Under noise above the scale a denoiser gives nearly the mean, whatever it sees.
         # From level to level it is told better where to look.
-        mean = torch.zeros_like(context[:, : self.latent_dim])
+        mean = context.new_zeros(len(context), self.latent_dim)
         denoise = self._denoiser(context, scale, MEAN_LEVELS)
         for i in range(len(MEAN_LEVELS)):
             mean = denoise(mean, i)
