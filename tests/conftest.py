@@ -7,10 +7,14 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from darts import TimeSeries
 from darts.utils.timeseries_generation import gaussian_timeseries, sine_timeseries
 
 from darts_ddssm import DDSSMModel
+
+# More threads only wait for each other on models this small.
+torch.set_num_threads(1)
 
 TRAINER = {
     "accelerator": "cpu",
