@@ -15,6 +15,12 @@ from darts.utils.likelihood_models.torch import (
 from torch import Tensor
 from torch.distributions import Distribution
 
+from darts_ddssm.scaling import LOCATION_SCALE_FAMILIES
+
+# Least raw parameter. A softplus or a sigmoid of it, 4e-18, is zero for all purposes but
+# one: the density exists, and its logarithm and derivatives are finite in float32.
+MIN_RAW = -40.0
+
 
 def _example(likelihood: TorchLikelihood, num_components: int) -> Distribution:
     """One distribution of the family, to ask for its support."""
@@ -30,6 +36,48 @@ def in_support(likelihood: TorchLikelihood, values: Tensor) -> Tensor:
         inside = (values > 0) & ((values.sum(-1, keepdim=True) - 1).abs() < 1e-4)
         return inside | missing
     return _example(likelihood, values.shape[-1]).support.check(values) | values.isnan()
+
+
+def bounded(likelihood: TorchLikelihood, raw: Tensor) -> Tensor:
+    """Bound raw parameters so that no positive parameter is rounded to zero.
+
+    Far from the data that a network has seen, its output may be anything.
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    raw
+        Raw parameters, (..., C, K).
+    """
+    if isinstance(likelihood, (*LOCATION_SCALE_FAMILIES, LogNormalLikelihood)):
+        location, spread = raw.split(1, dim=-1)
+        return torch.cat([location, spread.clamp(min=MIN_RAW)], dim=-1)
+    return raw.clamp(min=MIN_RAW)
+
+
+def _filled(
+    likelihood: TorchLikelihood, x: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Put values of the support where the weight is zero.
+
+    Returns
+    -------
+    x
+        Observations, (..., T, C).
+    weight
+        Weight of each term of the likelihood, (..., T, C), or (..., T) where it has one
+        for all components of a step, which counts if all of them are observed.
+    """
+    num_components = x.shape[-1]
+    if isinstance(likelihood, DirichletLikelihood):
+        complete = (weight > 0).all(-1)
+        x = torch.where(complete.unsqueeze(-1), x, 1 / num_components)
+        # float32 proportions sum to one only nearly
+        return x / x.sum(-1, keepdim=True), weight.mean(-1) * complete
+    discrete = _example(likelihood, num_components).support.is_discrete
+    # 1 and 1/2 lie inside the support of every discrete and every continuous family
+    return torch.where(weight > 0, x, 1.0 if discrete else 0.5), weight
 
 
 def negative_log_likelihood(
@@ -48,19 +96,31 @@ def negative_log_likelihood(
     weight
         Weight of each observation, zero where it is missing, (B, T, C).
     """
-    num_components = x.shape[-1]
-    if isinstance(likelihood, DirichletLikelihood):
-        # One density for all components of a step, which counts if all are observed.
-        complete = (weight > 0).all(-1)
-        x = torch.where(complete.unsqueeze(-1), x, 1 / num_components)
-        # float32 proportions sum to one only nearly
-        x = x / x.sum(-1, keepdim=True)
-        weight = weight.mean(-1) * complete
-        return likelihood.compute_loss(raw, x, weight) / num_components
-    discrete = _example(likelihood, num_components).support.is_discrete
-    # 1 and 1/2 lie inside the support of every discrete and every continuous family
-    x = torch.where(weight > 0, x, 1.0 if discrete else 0.5)
-    return likelihood.compute_loss(raw, x, weight)
+    x, weight = _filled(likelihood, x, weight)
+    # one density for all components of a step is one term, not C of them
+    terms = x.shape[-1] if weight.dim() < x.dim() else 1
+    return likelihood.compute_loss(bounded(likelihood, raw), x, weight) / terms
+
+
+def log_prob(likelihood: TorchLikelihood, raw: Tensor, x: Tensor, seen: Tensor) -> Tensor:
+    """Log-density of what is observed at each step in nats, (N, T).
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    raw
+        Raw parameters, (N, T, C, K).
+    x
+        Observations; any number where missing, (N, T, C).
+    seen
+        1 where ``x`` is observed and 0 where it is missing, (N, T, C).
+    """
+    parameters = likelihood._params_from_output(bounded(likelihood, raw))
+    density = likelihood._distr_from_params(parameters)
+    x, seen = _filled(likelihood, x, seen)
+    log_probs = density.log_prob(x) * seen
+    return log_probs.sum(-1) if log_probs.dim() == x.dim() else log_probs
 
 
 def has_prior(likelihood: TorchLikelihood) -> bool:

@@ -4,7 +4,7 @@ The face to darts: :class:`DDSSMModel`.
 
 from collections.abc import Sequence
 from functools import wraps
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,13 @@ from darts.utils.likelihood_models.torch import (
     TorchLikelihood,
 )
 
+from darts_ddssm.checks import check_positive_integer
 from darts_ddssm.density import in_support
+from darts_ddssm.latents import LatentStateModel
 from darts_ddssm.module import _DDSSMModule
 from darts_ddssm.scaling import LOCATION_SCALE_FAMILIES
 
 TRANSITIONS = ("diffusion", "gaussian")
-
-
-def _check_positive_integer(name: str, value: Any) -> None:
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_integer or value < 1:
-        raise_log(ValueError(f"`{name}` must be an integer >= 1, got `{value!r}`."))
 
 
 def _prolonged(series: TimeSeries, num_steps: int) -> TimeSeries:
@@ -45,7 +41,7 @@ def _prolonged(series: TimeSeries, num_steps: int) -> TimeSeries:
     return series.append_values(np.full(shape, np.nan, dtype=series.dtype))
 
 
-class DDSSMModel(MixedCovariatesTorchModel):
+class DDSSMModel(LatentStateModel):
     def __init__(
         self,
         input_chunk_length: int,
@@ -181,9 +177,9 @@ class DDSSMModel(MixedCovariatesTorchModel):
             ("hidden_size", hidden_size),
             ("num_solver_steps", num_solver_steps),
         ):
-            _check_positive_integer(name, value)
+            check_positive_integer(name, value)
         if transition_order is not None:
-            _check_positive_integer("transition_order", transition_order)
+            check_positive_integer("transition_order", transition_order)
         is_number = isinstance(peak_kl_weight, Real) and not isinstance(
             peak_kl_weight, bool
         )
@@ -245,7 +241,7 @@ class DDSSMModel(MixedCovariatesTorchModel):
 
     @num_solver_steps.setter
     def num_solver_steps(self, value: int) -> None:
-        _check_positive_integer("num_solver_steps", value)
+        check_positive_integer("num_solver_steps", value)
         self._num_solver_steps = value
 
     @property
@@ -298,6 +294,9 @@ class DDSSMModel(MixedCovariatesTorchModel):
         stride: int = 1,
     ) -> TorchTrainingDataset:
         self._check_values(series, past_covariates, future_covariates)
+        if self._example is None:
+            first = series[0][:1]
+            self._example = first.with_values(np.full(first.shape[:2], np.nan))
         return super()._build_train_dataset(
             series=series,
             past_covariates=past_covariates,
@@ -439,7 +438,7 @@ class DDSSMModel(MixedCovariatesTorchModel):
         ValueError
             If ``num_samples`` is not a positive integer, and as in darts.
         """
-        _check_positive_integer("num_samples", num_samples)
+        check_positive_integer("num_samples", num_samples)
 
         class Candidate(model_class):  # type: ignore[misc, valid-type]
             def backtest(self, *args: Any, **kwargs: Any) -> Any:

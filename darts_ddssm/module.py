@@ -30,6 +30,7 @@ from darts_ddssm.density import (
     marginal_parameters,
     negative_log_likelihood,
 )
+from darts_ddssm.queries import Query
 from darts_ddssm.scaling import (
     LOCATION_SCALE_FAMILIES,
     Scale,
@@ -37,7 +38,12 @@ from darts_ddssm.scaling import (
     instance_scale,
 )
 from darts_ddssm.ssm.state_space import StateSpaceModel, Window
-from darts_ddssm.window import context_window, inputs_ahead, training_window
+from darts_ddssm.window import (
+    context_window,
+    inputs_ahead,
+    training_window,
+    with_gaps,
+)
 
 # The weight of the divergence stays at the first value up to the first share of the
 # updates, is 1 at the second, at its peak from the third to the fourth, and 1 from the
@@ -47,6 +53,10 @@ KL_WEIGHT_START = 0.05
 KL_WEIGHT_SHARES = (0.2, 0.4, 0.5, 0.7, 0.9)
 # Where the number of updates has no limit, this many count as all.
 UNLIMITED_UPDATES = 3000
+
+# Share of a training batch on which the encoder practises gaps. Without practice it is
+# lost where a value is missing, as it will be in the series of `impute`.
+PRACTICE_SHARE = 0.25
 
 # Latent paths over which the moments of a predictive marginal are taken.
 NUM_MOMENT_PATHS = 500
@@ -204,7 +214,7 @@ class _DDSSMModule(PLForecastingModule):
         self.target_shift.copy_(shift)
         self.target_spread.copy_(spread)
 
-    def _normalise(self, window: Window) -> tuple[Window, Scale]:
+    def normalise(self, window: Window) -> tuple[Window, Scale]:
         """Bring a window to the scale of the training set or, if asked, its own."""
         scale = Scale(self.target_shift, self.target_spread)
         x = scale.normalise(window.x)
@@ -215,19 +225,33 @@ class _DDSSMModule(PLForecastingModule):
         return window._replace(x=x), scale
 
     @property
-    def _has_location(self) -> bool:
+    def has_location(self) -> bool:
+        """Whether the likelihood works on normalised values."""
         return isinstance(self.likelihood, LOCATION_SCALE_FAMILIES)
 
-    def negative_elbo(self, window: Window, kl_weight: float) -> Tensor:
-        """Negative evidence bound of a window in nats a value, a scalar."""
-        normalised, scale = self._normalise(window)
-        raw, kl = self.ssm.elbo(normalised)
-        x, weight = window.x, window.weight * window.observed
+    def negative_elbo(
+        self, window: Window, kl_weight: float, num_practice: int = 0
+    ) -> Tensor:
+        """Negative evidence bound of a window in nats a value, a scalar.
+
+        Parameters
+        ----------
+        window
+            The data, in its own units.
+        kl_weight
+            Weight of the divergence.
+        num_practice
+            Number of first rows on which the encoder practises gaps.
+        """
+        normalised, scale = self.normalise(window)
+        normalised = with_gaps(normalised, num_practice)
+        raw, kl = self.ssm.elbo(normalised, num_practice)
+        x, weight = window.x, window.weight * normalised.observed
         change = x.new_zeros(())
-        if self._has_location and not has_prior(self.likelihood):
+        if self.has_location and not has_prior(self.likelihood):
             # The density of the normalised values, and the change of variables.
             x, change = normalised.x, (weight * scale.spread.log()).mean()
-        elif self._has_location:
+        elif self.has_location:
             # A prior is one of the data's parameters.
             raw = scale.parameters_to_data(raw)
         nll = negative_log_likelihood(self.likelihood, raw, x, weight) + change
@@ -245,7 +269,11 @@ class _DDSSMModule(PLForecastingModule):
         """Negative evidence bound in nats a value; the KL has weight 1 in validation."""
         window = training_window(batch, self.output_chunk_shift)
         is_training = stage is ModuleStage.TRAIN
-        loss = self.negative_elbo(window, self.kl_weight if is_training else 1.0)
+        if is_training:
+            num_practice = int(PRACTICE_SHARE * len(window.x))
+            loss = self.negative_elbo(window, self.kl_weight, num_practice)
+        else:
+            loss = self.negative_elbo(window, 1.0)
         if is_training and not loss.isfinite():
             raise_log(
                 RuntimeError(
@@ -276,7 +304,7 @@ class _DDSSMModule(PLForecastingModule):
         Steps with a missing value are left out.
         """
         emit, scale = self._forecaster(batch, self.output_chunk_length)
-        sample = self._sample(emit(1), scale)[0]
+        sample = self.draw(emit(1), scale)[0]
         # (B, n, C) -> (B * n, C)
         sample, target = sample.flatten(0, 1), batch.future_target.flatten(0, 1)
         complete = ~target.isnan().any(-1)
@@ -290,7 +318,7 @@ class _DDSSMModule(PLForecastingModule):
         # Not darts' `io_processor`: it knows neither gaps nor likelihood parameters.
         emit, scale = self._forecaster(x_in, self.output_chunk_length)
         raw = emit(1, mean=True)[0]
-        if self._has_location:
+        if self.has_location:
             raw = scale.parameters_to_data(raw)
         return PLModuleOutput(prediction=raw)
 
@@ -307,7 +335,7 @@ class _DDSSMModule(PLForecastingModule):
         Scale
             Where to take the values from there.
         """
-        window, scale = self._normalise(context_window(batch))
+        window, scale = self.normalise(context_window(batch))
         projection = self.ssm.encode(window)
         gap = self.output_chunk_shift
         u, past = inputs_ahead(batch, gap, n)
@@ -328,19 +356,23 @@ class _DDSSMModule(PLForecastingModule):
 
         return emit, scale
 
-    def _sample(self, raw: Tensor, scale: Scale) -> Tensor:
+    def draw(self, raw: Tensor, scale: Scale) -> Tensor:
         """Draw an observation from each density: (S, B, n, C, K) -> (S, B, n, C)."""
         # (S, B, n, ...) -> (S * B, n, ...) and back
         sample = self.likelihood.sample(raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
-        return scale.to_data(sample) if self._has_location else sample
+        return scale.to_data(sample) if self.has_location else sample
 
     def predict_step(
         self,
-        batch: TorchInferenceBatch,
+        batch: TorchInferenceBatch | Query,
         batch_idx: int,
         dataloader_idx: int | None = None,
-    ) -> tuple[Tensor, Any, Any]:
-        """Draw joint sample paths: (S, B, n, C)."""
+    ) -> tuple[Tensor, Any, Any] | Tensor:
+        """Draw joint sample paths, (S, B, n, C), or answer a query."""
+        if isinstance(batch, Query):
+            # densities take derivatives, which Lightning's inference mode forbids
+            with torch.inference_mode(False), torch.no_grad():
+                return batch.answer(self)
         if self.predict_likelihood_parameters:
             prediction = self._marginal_parameters(batch)
         else:
@@ -358,7 +390,7 @@ class _DDSSMModule(PLForecastingModule):
         """Draw joint sample paths: (S, B, n, C)."""
         emit, scale = self._forecaster(batch, n)
         sizes = self._groups(batch, num_samples)
-        return torch.cat([self._sample(emit(size), scale) for size in sizes])
+        return torch.cat([self.draw(emit(size), scale) for size in sizes])
 
     def _marginal_parameters(self, batch: TorchInferenceBatch) -> Tensor:
         """Parameters of the predictive marginal: (1, B, n, C * K)."""
@@ -374,7 +406,7 @@ class _DDSSMModule(PLForecastingModule):
         emit, scale = self._forecaster(batch, self.pred_n)
         raw = torch.cat([emit(size) for size in self._groups(batch, NUM_MOMENT_PATHS)])
         parameters = marginal_parameters(self.likelihood, raw)
-        if self._has_location:
+        if self.has_location:
             mean, std = parameters
             parameters = scale.to_data(mean), std * scale.spread
         # (B, n, C, K) -> (1, B, n, C * K)

@@ -125,3 +125,31 @@ def inputs_ahead(
     length = batch.past_target.shape[1]
     past = _lagged_past(batch, length + gap + num_steps)[:, length:]
     return _inputs(batch, future, gap + num_steps), past
+
+
+def with_gaps(window: Window, num_rows: int) -> Window:
+    """Hide some values of the first rows, as gaps of many lengths would.
+
+    Each row is divided into cells of equal length, from one step to half a window, and
+    every cell is hidden with one probability, up to a half: all components of it or, in
+    half of the rows, each by itself.
+
+    Parameters
+    ----------
+    window
+        The data.
+    num_rows
+        Number of rows to hide values of.
+    """
+    x = window.x[:num_rows]
+    num_steps, num_components = x.shape[1:]
+    share, together, offset, log_length = torch.rand(4, num_rows, 1, 1).to(x)
+    length = (num_steps / 2) ** log_length
+    steps = torch.arange(num_steps).to(x).unsqueeze(-1)
+    # (B, T, 1) -> (B, T, C)
+    cells = (steps / length + offset).long().expand(-1, -1, num_components)
+    draws = torch.rand(num_rows, num_steps + 1, num_components).to(x)
+    draws = torch.where(together < 0.5, draws[..., :1], draws)
+    seen = draws.gather(1, cells) >= share / 2
+    observed = torch.cat([window.observed[:num_rows] * seen, window.observed[num_rows:]])
+    return window._replace(observed=observed)

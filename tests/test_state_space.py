@@ -274,3 +274,79 @@ def test_trained_bound_is_just_under_the_exact_log_likelihood(transition):
         off = (bound(model, x) - exact.log_prob(x)) / LENGTH
     # between 0.1 nats a value under it and 0, beyond the error
     assert_mean(off, -0.05, allowance=0.05)
+
+
+# --- practice -------------------------------------------------------------------------
+
+
+@each_model
+def test_practice_teaches_the_encoder_alone(transition, order):
+    """The other networks learn from the other rows, and from them as ever."""
+    model, window = model_of(transition, order), window_of(num_series=5)
+
+    def gradients(window: Window, num_practice: int) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        model.zero_grad()
+        raw, kl = model.elbo(window, num_practice)
+        (raw[:2].square().sum() + kl[:2].sum()).backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    for name, gradient in gradients(window, num_practice=2).items():
+        learns = name.startswith("encoder")
+        assert (gradient is not None and gradient.any()) == learns, name
+    for name, gradient in gradients(window, num_practice=0).items():
+        assert gradient is not None and gradient.any(), name
+
+
+def test_practice_does_not_change_the_bound():
+    model, window = model_of("gaussian", 2), window_of(num_series=5)
+    bounds = []
+    for num_practice in (0, 2, 5):
+        torch.manual_seed(3)
+        bounds.append(model.elbo(window, num_practice))
+    for raw, kl in bounds[1:]:
+        torch.testing.assert_close(raw, bounds[0][0])
+        torch.testing.assert_close(kl, bounds[0][1])
+
+
+# --- likelihood -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
+def test_importance_weights_against_a_grid(transition):
+    """The likelihood of a short series by the forward recursion on a grid of states."""
+    torch.manual_seed(0)
+    model = StateSpaceModel(1, 1, 0, 0, 1, 1, transition, hidden_size=8)
+    model = randomised(model).eval().requires_grad_(False)
+    model.transition.squared_scale.copy_(torch.tensor([1.0, 0.5]))
+    x = torch.tensor([0.3, -0.5, 1.0, 0.2]).double().view(1, -1, 1)
+    none = x[..., :0]
+    window = Window(x, torch.ones_like(x), none, none, torch.ones_like(x))
+
+    def emission(z: Tensor, u: Tensor, x: Tensor) -> Tensor:
+        # a narrow Gaussian about what the decoder says
+        return Normal(model.decoder(z, u)[..., 0, 0], 0.5).log_prob(x[..., 0])
+
+    grid = torch.linspace(-6, 6, 401).double()
+    pairs = torch.cartesian_prod(grid, grid).unsqueeze(-1)
+    log_p = model.transition.log_prob(pairs, pairs[..., :0]).view(401, 401, 2)
+    log_move, log_first = log_p[..., 1], log_p[:, 0, 0]
+    points = grid.view(-1, 1, 1)
+    log_weight, log_cell = log_first, (grid[1] - grid[0]).log()
+    for t in range(4):
+        seen = emission(points, points[..., :0], x[:, t : t + 1])[:, 0]
+        log_weight = log_weight + seen
+        if t < 3:
+            moved = log_weight.unsqueeze(1) + log_move
+            log_weight = moved.logsumexp(0) + log_cell
+    exact = log_weight.logsumexp(0) + log_cell
+
+    z, log_q = model.smooth(window, 20_000)
+    log_p = model.transition.log_prob(z, z[..., :0])
+    log_weights = (emission(z, z[..., :0], x) + log_p - log_q).sum(1)
+    weights = (log_weights - exact).exp()
+    error = (weights.mean() - 1) / (weights.std() / len(weights) ** 0.5)
+    assert error.abs() < 4
+    # many samples know the number well, one does not
+    assert weights.std() / len(weights) ** 0.5 < 0.05
+    assert weights.std() > 0.05

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from darts_ddssm.ssm.context import Context, History, MarkovContext, RecurrentContext
 from darts_ddssm.ssm.decoder import Decoder
@@ -123,8 +124,15 @@ class StateSpaceModel(nn.Module):
         values = window.x * window.observed
         return self.encoder(torch.cat([values, window.observed, window.u], dim=-1))
 
-    def elbo(self, window: Window) -> tuple[Tensor, Tensor]:
+    def elbo(self, window: Window, num_practice: int = 0) -> tuple[Tensor, Tensor]:
         """Draw a path of the posterior and return what the evidence bound is made of.
+
+        Parameters
+        ----------
+        window
+            The data.
+        num_practice
+            Number of first rows that the encoder alone learns from.
 
         Returns
         -------
@@ -134,10 +142,44 @@ class StateSpaceModel(nn.Module):
             Estimates of the divergence at each step in nats, (B, T).
         """
         floor = self.transition.min_std(window.x.shape[1])
-        z, mean, std = self.encoder.path(self.encode(window), floor)
-        kl = self.transition.kl(z, mean, std, window.transition_inputs)
+        steps = self.encoder.path(self.encode(window), floor)
+        inputs = (*steps, window.u, window.transition_inputs)
+        raw, kl = self(*(x[num_practice:] for x in inputs))
+        if num_practice > 0:
+            fixed = {name: x.detach() for name, x in self.named_parameters()}
+            practice = (x[:num_practice] for x in inputs)
+            first = functional_call(self, fixed, tuple(practice))
+            raw, kl = (torch.cat(x) for x in zip(first, (raw, kl), strict=True))
         # After the last observation the exact posterior is the transition.
-        return self.decoder(z, window.u), kl * window.informed
+        return raw, kl * window.informed
+
+    def forward(
+        self, z: Tensor, mean: Tensor, std: Tensor, u: Tensor, inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Emission and divergence along a path of the posterior."""
+        return self.decoder(z, u), self.transition.kl(z, mean, std, inputs)
+
+    def smooth(self, window: Window, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draw paths of the posterior given the whole window.
+
+        Parameters
+        ----------
+        window
+            The data.
+        num_samples
+            Number S of paths a series.
+
+        Returns
+        -------
+        z
+            Paths, (S * B, T, D), sample by sample.
+        log_q
+            Log-density of each latent of a path given the one before, (S * B, T).
+        """
+        projection = self.encode(window).repeat(1, num_samples, 1)
+        floor = self.transition.min_std(len(projection))
+        z, mean, std = self.encoder.path(projection, floor)
+        return z, torch.distributions.Normal(mean, std).log_prob(z).sum(-1)
 
     def posterior(
         self,

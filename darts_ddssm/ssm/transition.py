@@ -28,6 +28,7 @@ from darts_ddssm.ssm.diffusion import (
     preconditioned_denoiser,
 )
 from darts_ddssm.ssm.networks import MLP
+from darts_ddssm.ssm.probability_flow import probability_flow_log_prob
 
 # How much of the tracked scale a training step replaces.
 SCALE_UPDATE = 0.02
@@ -38,6 +39,9 @@ MEAN_LEVELS = [8.0, 4.0, 2.0]
 # Noised rows that make a steady estimate for a batch. Training takes no more of them; a
 # small batch in evaluation, where a comparison should not be left to chance, no fewer.
 STEADY_ROWS = 2048
+
+# Rows whose density is computed at a time: their derivatives stay in the cache.
+DENSITY_ROWS = 1024
 
 
 class Transition(nn.Module, ABC):
@@ -113,18 +117,43 @@ class Transition(nn.Module, ABC):
         Tensor
             Divergences in nats, (N, T).
         """
-        num_rows, num_steps, _ = z.shape
         mean = mean - shift_right(z)
         if self.training and any(p.requires_grad for p in self.parameters()):
             self.update_scale(mean, std)
+        # (N, T, ...) -> (N * T, ...)
+        parts = (self.context.features(z, u), mean, std, self._scale_along(z))
+        flat = (x.flatten(0, 1) for x in parts)
+        return self._kl(*flat).unflatten(0, z.shape[:2])
+
+    def log_prob(self, z: Tensor, u: Tensor) -> Tensor:
+        """Log-density of each latent of a path given those before it.
+
+        Parameters
+        ----------
+        z
+            Paths, (N, T, D).
+        u
+            Inputs, (N, T, U).
+
+        Returns
+        -------
+        Tensor
+            log p(z_t | z_{t-j:t-1}, u_t) in nats, (N, T).
+        """
+        # (N, T, ...) -> (N * T, ...), a part of the rows at a time
+        parts = (self.context.features(z, u), z - shift_right(z), self._scale_along(z))
+        flat = zip(*(x.flatten(0, 1).split(DENSITY_ROWS) for x in parts), strict=True)
+        log_probs = [
+            self._log_prob(self.context.network(features), centred, scale)
+            for features, centred, scale in flat
+        ]
+        return torch.cat(log_probs).unflatten(0, z.shape[:2])
+
+    def _scale_along(self, z: Tensor) -> Tensor:
+        """Return sigma_d at each step of paths (N, T, D): (N, T, 1)."""
         started = torch.ones_like(z[..., :1])
         started[:, 0] = 0.0
-        # (N, T, ...) -> (N * T, ...)
-        flat = (
-            x.reshape(num_rows * num_steps, -1)
-            for x in (self.context.features(z, u), mean, std, self.scale(started))
-        )
-        return self._kl(*flat).reshape(num_rows, num_steps)
+        return self.scale(started)
 
     def sample(self, history: History, u: Tensor, num_solver_steps: int) -> Tensor:
         """Draw the next latent of each history: inputs (N, U) -> (N, D)."""
@@ -143,6 +172,10 @@ class Transition(nn.Module, ABC):
 
         ``features`` are those of the context network, which turns them into contexts.
         """
+
+    @abstractmethod
+    def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+        """Log-density of each row in centred coordinates, (N,)."""
 
     @abstractmethod
     def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
@@ -197,6 +230,14 @@ class DiffusionTransition(Transition):
 
         noise = self.noise.draw(mean)
         return explicit_score_matching(network, mean, std.square(), scale, noise)
+
+    def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+        shift = self.network.project_context(context)
+
+        def network(z: Tensor, log_sigma: Tensor) -> Tensor:
+            return self.network(z, shift + self.network.condition(log_sigma))
+
+        return probability_flow_log_prob(network, z, scale)
 
     def _denoiser(self, context: Tensor, scale: Tensor, levels: list[float]):
         """Return the denoiser at the i-th of the levels, in units of the scale."""
@@ -255,6 +296,10 @@ class GaussianTransition(Transition):
         p = torch.distributions.Normal(*self.moments(context, scale))
         q = torch.distributions.Normal(mean, std)
         return torch.distributions.kl_divergence(q, p).sum(-1)
+
+    def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+        moments = self.moments(context, scale)
+        return torch.distributions.Normal(*moments).log_prob(z).sum(-1)
 
     def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
         mean, std = self.moments(context, scale)

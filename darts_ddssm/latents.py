@@ -1,0 +1,741 @@
+"""
+The latent side of the face to darts: states, likelihood, gaps, simulation.
+
+Letters: N histories, S samples, T time steps, C components, F features of a covariate,
+D latent dimension.
+"""
+
+from abc import ABC
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from darts import TimeSeries
+from darts.models.forecasting.torch_forecasting_model import (
+    MixedCovariatesTorchModel,
+)
+from darts.utils.data.torch_datasets.utils import (
+    TorchInferenceBatch,
+    TorchInferenceSample,
+)
+from darts.utils.torch import random_method
+from darts.utils.ts_utils import SeriesType, get_series_seq_type, series2seq
+from darts.utils.utils import generate_index
+from torch.utils.data import DataLoader
+
+from darts_ddssm.checks import check, check_positive_integer
+from darts_ddssm.queries import (
+    LastStates,
+    LogLikelihood,
+    NextStates,
+    Query,
+    Simulation,
+    SmoothedObservations,
+    SmoothedStates,
+)
+
+Series = TimeSeries | Sequence[TimeSeries]
+Sample = TorchInferenceSample
+
+# The parts of a batch that hold data of time steps, and those that do not.
+STEPS = ("past_target", "past_covariates", "historic_future_covariates")
+SLOTS = (*STEPS, "static_covariates")
+SLOT_OF = {"future_covariates": "historic_future_covariates"}
+
+
+def _on_index(covariates: TimeSeries, index: pd.Index) -> np.ndarray:
+    """Values at the times of an index, NaN where there are none: (T, F)."""
+    frame = pd.DataFrame(covariates.values(copy=False), index=covariates.time_index)
+    return frame.reindex(index).to_numpy()
+
+
+def _part(sample: Sample, steps: slice) -> Sample:
+    """Return some of the time steps of a sample."""
+    kept = {name: getattr(sample, name) for name in STEPS}
+    parts = {name: None if x is None else x[steps] for name, x in kept.items()}
+    return TorchInferenceSample(**parts, static_covariates=sample.static_covariates)
+
+
+def _collate(samples: Sequence[Sample]) -> TorchInferenceBatch:
+    """Join samples of one length."""
+
+    def join(name: str) -> torch.Tensor | None:
+        parts = [getattr(sample, name) for sample in samples]
+        return None if parts[0] is None else torch.from_numpy(np.stack(parts))
+
+    return TorchInferenceBatch(**{name: join(name) for name in SLOTS})
+
+
+def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
+    """Places of samples of one length, ``batch_size`` of them at most."""
+    by_length: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        by_length.setdefault(len(sample.past_target), []).append(i)
+    for places in by_length.values():
+        for start in range(0, len(places), batch_size):
+            yield places[start : start + batch_size]
+
+
+class LatentStateModel(MixedCovariatesTorchModel, ABC):
+    """A darts model that answers for its latent state, not for the future alone."""
+
+    # The first step of the training series, blank: its components, frequency and type.
+    _example: TimeSeries | None = None
+
+    @random_method
+    def infer_latents(
+        self,
+        series: Series | None = None,
+        past_covariates: Series | None = None,
+        future_covariates: Series | None = None,
+        num_samples: int = 100,
+        filtering: bool = False,
+        batch_size: int | None = None,
+        verbose: bool | None = None,
+        random_state: int | None = None,
+    ) -> Series:
+        """Draw the latent states behind a series.
+
+        Each sample is one joint path of the states: smoothed, given the whole series.
+        With ``filtering=True`` each state is drawn by itself, given the series up to its
+        step and no further: what a forecast from that step starts with.
+
+        States have no units and no order; another training run turns and bends them.
+        Compare them with something known only after a regression, and across series of
+        one model only.
+
+        Parameters
+        ----------
+        series
+            One or several series, of ``input_chunk_length`` steps or more; as long as you
+            like, with NaN where a value is missing. ``None`` for the training series, if
+            there was one.
+        past_covariates
+            As in training. Where they end before the series, they are unknown.
+        future_covariates
+            As in training; they have to cover the series.
+        num_samples
+            Number of samples of the states.
+        filtering
+            Whether to condition each state on the past alone. It then sees the last
+            ``input_chunk_length + output_chunk_length`` steps.
+        batch_size
+            Number of series, or of the pasts of ``filtering``, that are treated at once.
+            The training batch size by default.
+        verbose
+            Whether to show progress.
+        random_state
+            Seed of the samples.
+
+        Returns
+        -------
+        TimeSeries or list of TimeSeries
+            States of each series on its time index: components ``"z_0"``, ``"z_1"``, ...
+            with ``num_samples`` samples.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted, a series is shorter than ``input_chunk_length``,
+            or the covariates do not fit.
+
+        References
+        ----------
+        Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036: the
+        posterior that training fits.
+
+        Examples
+        --------
+        >>> from darts.utils.timeseries_generation import sine_timeseries
+        >>> from darts_ddssm import DDSSMModel
+        >>> series = sine_timeseries(length=60, value_frequency=1 / 12)
+        >>> model = DDSSMModel(
+        ...     input_chunk_length=12,
+        ...     output_chunk_length=6,
+        ...     latent_dim=2,
+        ...     n_epochs=1,
+        ...     random_state=0,
+        ...     pl_trainer_kwargs={"accelerator": "cpu", "enable_progress_bar": False},
+        ... )
+        >>> latents = model.fit(series).infer_latents(num_samples=20)
+        >>> latents.components.to_list(), latents.n_timesteps, latents.n_samples
+        (['z_0', 'z_1'], 60, 20)
+        """
+        check_positive_integer("num_samples", num_samples)
+        sequence, samples, single = self._whole(
+            "infer_latents", series, past_covariates, future_covariates
+        )
+        if filtering:
+            states = self._filtered(samples, num_samples, batch_size, verbose)
+        else:
+            self._check_length("infer_latents", sequence)
+            states = self._ask(SmoothedStates, samples, num_samples, batch_size, verbose)
+        names = [f"z_{i}" for i in range(states[0].shape[-1])]
+        latents = [
+            # (S, T, D) -> (T, D, S)
+            TimeSeries(times=one.time_index, values=z.transpose(1, 2, 0), components=names)
+            for one, z in zip(sequence, states, strict=True)
+        ]
+        return latents[0] if single else latents
+
+    def _filtered(
+        self,
+        samples: Sequence[Sample],
+        num_samples: int,
+        batch_size: int | None,
+        verbose: bool | None,
+    ) -> list[np.ndarray]:
+        """States given the past of each step, one of (S, T, D) a series."""
+        length = self._window_length
+        pasts = [
+            _part(sample, slice(max(end - length, 0), end))
+            for sample in samples
+            for end in range(1, len(sample.past_target) + 1)
+        ]
+        states = self._ask(LastStates, pasts, num_samples, batch_size, verbose)
+        ends = np.cumsum([len(sample.past_target) for sample in samples])[:-1]
+        # T of (S, D) a series -> (S, T, D)
+        return [z.swapaxes(0, 1) for z in np.split(np.stack(states), ends)]
+
+    @random_method
+    def log_likelihood(
+        self,
+        series: Series | None = None,
+        past_covariates: Series | None = None,
+        future_covariates: Series | None = None,
+        num_samples: int = 32,
+        batch_size: int | None = None,
+        verbose: bool | None = None,
+        random_state: int | None = None,
+    ) -> float | list[float]:
+        """Log-density of a series under the model, in nats a value.
+
+        For the choice between models, on series that none was fitted to, and as a score
+        of anomalies: a low value is an unusual series. Densities are those of the data
+        in its own units; a change of units by a factor changes all by its logarithm.
+
+        It is an importance-weighted estimate [1]_ over ``num_samples`` paths of the
+        posterior, which on average does not exceed the truth and rises towards it with
+        ``num_samples``. Densities of a diffusion transition are those of its
+        probability flow [2]_, at a noise of 0.005 of the latent's scale.
+
+        Parameters
+        ----------
+        series
+            One or several series, of ``input_chunk_length`` steps or more. NaN where a
+            value is missing: it is integrated out. ``None`` for the training series.
+        past_covariates, future_covariates
+            As for :meth:`infer_latents`.
+        num_samples
+            Number of paths.
+        batch_size, verbose, random_state
+            As for :meth:`infer_latents`.
+
+        Returns
+        -------
+        float or list of float
+            Log-density of each series over its number of observed values.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`infer_latents`, and for a model with
+            ``use_reversible_instance_norm``, in which a series' first values are not
+            random but set the scale.
+
+        Notes
+        -----
+        Above 16 latent dimensions the divergence of the flow is estimated by random
+        probes (Hutchinson). Each log-density is then unbiased but noisy, and the noise
+        raises the average over more than one path.
+
+        References
+        ----------
+        .. [1] Burda et al., "Importance Weighted Autoencoders", ICLR 2016.
+        .. [2] Song et al., "Score-Based Generative Modeling through Stochastic
+               Differential Equations", ICLR 2021.
+
+        Examples
+        --------
+        >>> from darts.utils.timeseries_generation import sine_timeseries
+        >>> from darts_ddssm import DDSSMModel
+        >>> series = sine_timeseries(length=60, value_frequency=1 / 12)
+        >>> model = DDSSMModel(
+        ...     input_chunk_length=12,
+        ...     output_chunk_length=6,
+        ...     latent_dim=2,
+        ...     n_epochs=1,
+        ...     random_state=0,
+        ...     pl_trainer_kwargs={"accelerator": "cpu", "enable_progress_bar": False},
+        ... )
+        >>> model = model.fit(series)
+        >>> usual, unusual = model.log_likelihood([series, series * 5], num_samples=4)
+        >>> usual > unusual
+        True
+        """
+        check_positive_integer("num_samples", num_samples)
+        self._check_has_scale("log_likelihood")
+        _, samples, single = self._whole(
+            "log_likelihood", series, past_covariates, future_covariates
+        )
+        totals = self._ask(LogLikelihood, samples, num_samples, batch_size, verbose)
+        means = [
+            float(total / np.count_nonzero(~np.isnan(sample.past_target)))
+            for total, sample in zip(totals, samples, strict=True)
+        ]
+        return means[0] if single else means
+
+    @random_method
+    def impute(
+        self,
+        series: Series | None = None,
+        past_covariates: Series | None = None,
+        future_covariates: Series | None = None,
+        num_samples: int = 100,
+        batch_size: int | None = None,
+        verbose: bool | None = None,
+        random_state: int | None = None,
+    ) -> Series:
+        """Fill the gaps of a series with samples given all that is observed.
+
+        Before, after and beside a gap: each sample is one joint path over all time steps
+        and components.
+
+        Parameters
+        ----------
+        series
+            One or several series, of ``input_chunk_length`` steps or more, with NaN where
+            a value is missing. ``None`` for the training series.
+        past_covariates, future_covariates
+            As for :meth:`infer_latents`.
+        num_samples
+            Number of samples.
+        batch_size, verbose, random_state
+            As for :meth:`infer_latents`.
+
+        Returns
+        -------
+        TimeSeries or list of TimeSeries
+            Each series with ``num_samples`` samples. What was observed is the same in all
+            of them.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`infer_latents`.
+
+        Examples
+        --------
+        >>> from darts.utils.timeseries_generation import sine_timeseries
+        >>> from darts_ddssm import DDSSMModel
+        >>> series = sine_timeseries(length=60, value_frequency=1 / 12)
+        >>> values = series.values(copy=True)
+        >>> values[20:24] = float("nan")
+        >>> gappy = series.with_values(values)
+        >>> model = DDSSMModel(
+        ...     input_chunk_length=12,
+        ...     output_chunk_length=6,
+        ...     latent_dim=2,
+        ...     n_epochs=1,
+        ...     random_state=0,
+        ...     pl_trainer_kwargs={"accelerator": "cpu", "enable_progress_bar": False},
+        ... )
+        >>> filled = model.fit(gappy).impute(num_samples=20)
+        >>> filled.n_samples, filled[:20] == gappy[:20].concatenate(gappy[:20], axis=1)
+        (20, False)
+        """
+        check_positive_integer("num_samples", num_samples)
+        sequence, samples, single = self._whole(
+            "impute", series, past_covariates, future_covariates
+        )
+        self._check_length("impute", sequence)
+        drawn = self._ask(SmoothedObservations, samples, num_samples, batch_size, verbose)
+        filled = [
+            # (S, T, C) -> (T, C, S)
+            one.with_values(
+                np.where(
+                    np.isnan(one.all_values(copy=False)),
+                    x.transpose(1, 2, 0),
+                    one.all_values(copy=False),
+                )
+            )
+            for one, x in zip(sequence, drawn, strict=True)
+        ]
+        return filled[0] if single else filled
+
+    @random_method
+    def simulate(
+        self,
+        n: int,
+        num_samples: int = 100,
+        future_covariates: TimeSeries | None = None,
+        past_covariates: TimeSeries | None = None,
+        static_covariates: pd.DataFrame | None = None,
+        verbose: bool | None = None,
+        random_state: int | None = None,
+    ) -> TimeSeries:
+        """Draw series from scratch, from the first state on.
+
+        They begin as training windows do: anywhere in a series.
+
+        Parameters
+        ----------
+        n
+            Number of time steps.
+        num_samples
+            Number of series.
+        future_covariates
+            As in training, if the model was trained with any; the simulated series start
+            with them. Otherwise they start with the training series.
+        past_covariates
+            Optionally, as in training; unknown otherwise.
+        static_covariates
+            As those of the training series, if the model uses them.
+        verbose, random_state
+            As for :meth:`infer_latents`.
+
+        Returns
+        -------
+        TimeSeries
+            The simulated series, one a sample.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted, covariates are missing or do not fit, or for a
+            model with ``use_reversible_instance_norm``, which knows no scale but that of
+            a given series.
+
+        Examples
+        --------
+        >>> from darts.utils.timeseries_generation import sine_timeseries
+        >>> from darts_ddssm import DDSSMModel
+        >>> series = sine_timeseries(length=60, value_frequency=1 / 12)
+        >>> model = DDSSMModel(
+        ...     input_chunk_length=12,
+        ...     output_chunk_length=6,
+        ...     latent_dim=2,
+        ...     n_epochs=1,
+        ...     random_state=0,
+        ...     pl_trainer_kwargs={"accelerator": "cpu", "enable_progress_bar": False},
+        ... )
+        >>> simulated = model.fit(series).simulate(n=30, num_samples=10)
+        >>> simulated.n_timesteps, simulated.n_samples
+        (30, 10)
+        """
+        check_positive_integer("n", n)
+        check_positive_integer("num_samples", num_samples)
+        self._check_fitted("simulate")
+        self._check_has_scale("simulate")
+        start = None if future_covariates is None else future_covariates.start_time()
+        blank = self._blank(n, start, static_covariates)
+        sample = self._sample(
+            "simulate", blank, past_covariates, future_covariates, ("past_covariates",)
+        )
+        (x,) = self._ask(Simulation, [sample], num_samples, None, verbose)
+        # (S, n, C) -> (n, C, S)
+        return blank.with_values(x.transpose(1, 2, 0))
+
+    @random_method
+    def sample_transition(
+        self,
+        state: np.ndarray,
+        num_samples: int = 100,
+        future_covariates: TimeSeries | None = None,
+        past_covariates: TimeSeries | None = None,
+        static_covariates: pd.DataFrame | None = None,
+        verbose: bool | None = None,
+        random_state: int | None = None,
+    ) -> np.ndarray:
+        """Draw the state that follows: the learned dynamics, to look at.
+
+        Parameters
+        ----------
+        state
+            One state, (D,); or a history of T states, oldest first, (T, D), of which the
+            transition sees the last ``transition_order``; or N histories, (N, T, D). With
+            ``transition_order=None`` a history says more than its last state.
+        num_samples
+            Number of draws, S, from each.
+        future_covariates
+            Optionally, as in training; of its values the last is that of the step that is
+            drawn. Unknown otherwise.
+        past_covariates
+            Optionally, as in training; its last value is that of the last given state.
+        static_covariates
+            As those of the training series, if the model uses them.
+        verbose, random_state
+            As for :meth:`infer_latents`.
+
+        Returns
+        -------
+        numpy.ndarray
+            States of the next step, (S, D), or (S, N, D) for N histories.
+
+        Raises
+        ------
+        ValueError
+            If the model is not fitted, or ``state`` is not finite or has not
+            ``latent_dim`` entries on its last axis.
+
+        Examples
+        --------
+        >>> from darts.utils.timeseries_generation import sine_timeseries
+        >>> from darts_ddssm import DDSSMModel
+        >>> series = sine_timeseries(length=60, value_frequency=1 / 12)
+        >>> model = DDSSMModel(
+        ...     input_chunk_length=12,
+        ...     output_chunk_length=6,
+        ...     latent_dim=2,
+        ...     n_epochs=1,
+        ...     random_state=0,
+        ...     pl_trainer_kwargs={"accelerator": "cpu", "enable_progress_bar": False},
+        ... )
+        >>> model.fit(series).sample_transition([0.0, 0.0], num_samples=50).shape
+        (50, 2)
+        """
+        check_positive_integer("num_samples", num_samples)
+        self._check_fitted("sample_transition")
+        states = np.asarray(state, dtype=self._dtype)
+        dim = self.model.ssm.latent_dim
+        check(
+            1 <= states.ndim <= 3 and states.shape[-1:] == (dim,) and states.size > 0,
+            f"`state` must have shape `({dim},)`, `(T, {dim})` or `(N, T, {dim})`, got "
+            f"`{states.shape}`.",
+        )
+        check(bool(np.isfinite(states).all()), "`state` must be finite.")
+        # (D,), (T, D) or (N, T, D) -> (N, T, D)
+        histories = states.reshape((-1, *np.atleast_2d(states).shape[-2:]))
+        # the given states and the one that follows
+        num_steps = histories.shape[1] + 1
+        start = None
+        if future_covariates is not None:
+            start = future_covariates[-num_steps:].start_time()
+        elif past_covariates is not None:
+            start = past_covariates[1 - num_steps :].start_time()
+        blank = self._blank(num_steps, start, static_covariates)
+        sample = self._sample(
+            "sample_transition",
+            blank,
+            past_covariates,
+            future_covariates,
+            ("past_covariates", "future_covariates", "static_covariates"),
+            # without covariates, the state is at no time
+            encode=start is not None,
+        )
+        batch = _collate([sample] * len(histories))
+        (draws,) = self._answers(
+            [NextStates(batch, num_samples, torch.from_numpy(histories))], verbose
+        )
+        return draws if states.ndim == 3 else draws[:, 0]
+
+    # --- from series to queries -------------------------------------------------------
+
+    @property
+    def _window_length(self) -> int:
+        """Steps of a training window."""
+        chunks = self.input_chunk_length + self.output_chunk_length
+        return chunks + self.output_chunk_shift
+
+    @property
+    def _dtype(self) -> np.dtype:
+        """Type of the data that the model was trained on."""
+        return self.train_sample.past_target.dtype
+
+    def _check_fitted(self, method: str) -> None:
+        check(
+            self._fit_called and self.model is not None,
+            f"The model must be fitted before calling `{method}()`.",
+        )
+
+    def _check_has_scale(self, method: str) -> None:
+        check(
+            not self.model_params.get("use_reversible_instance_norm"),
+            f"`{method}()` must be called on a model without "
+            "`use_reversible_instance_norm`: with it, the density is that of a window "
+            "given its scale.",
+        )
+
+    def _check_length(self, method: str, sequence: Sequence[TimeSeries]) -> None:
+        """With instance normalisation, a series has the scale of one window."""
+        if self.model_params.get("use_reversible_instance_norm"):
+            for i, one in enumerate(sequence):
+                check(
+                    len(one) <= self._window_length,
+                    f"`series` must have at most {self._window_length} steps, one training "
+                    f"window, for `{method}()` with `use_reversible_instance_norm`, got "
+                    f"{len(one)} (at sequence index `{i}`).",
+                )
+
+    def _whole(
+        self,
+        method: str,
+        series: Series | None,
+        past_covariates: Series | None,
+        future_covariates: Series | None,
+    ) -> tuple[Sequence[TimeSeries], list[Sample], bool]:
+        """Return whole series, their samples, and whether there was but one."""
+        self._check_fitted(method)
+        if series is None:
+            check(
+                self.training_series is not None,
+                f"`series` must be given to `{method}()`, since the model was fitted to "
+                "several series or does not hold them.",
+            )
+            series = self.training_series
+            past_covariates = past_covariates or self.past_covariate_series
+            future_covariates = future_covariates or self.future_covariate_series
+        single = get_series_seq_type(series) == SeriesType.SINGLE
+        sequence, past, future = (
+            series2seq(one) for one in (series, past_covariates, future_covariates)
+        )
+        for name, covariates in (("past", past), ("future", future)):
+            check(
+                covariates is None or len(covariates) == len(sequence),
+                f"`{name}_covariates` must have one series for each of `series`.",
+            )
+        for i, one in enumerate(sequence):
+            check(
+                one.n_samples == 1,
+                f"`series` must have one sample, got {one.n_samples} (at sequence index "
+                f"`{i}`).",
+            )
+            check(
+                len(one) >= self.input_chunk_length,
+                "`series` must have at least `input_chunk_length`, "
+                f"{self.input_chunk_length}, steps, got {len(one)} (at sequence index "
+                f"`{i}`).",
+            )
+        self._check_values(sequence, past, future)
+        samples = [
+            self._sample(method, one, past and past[i], future and future[i])
+            for i, one in enumerate(sequence)
+        ]
+        return sequence, samples, single
+
+    def _sample(
+        self,
+        method: str,
+        series: TimeSeries,
+        past_covariates: TimeSeries | None,
+        future_covariates: TimeSeries | None,
+        optional: Sequence[str] = (),
+        encode: bool = True,
+    ) -> Sample:
+        """Return a whole series with its covariates, as darts' datasets give a chunk.
+
+        Covariates that are ``optional`` and not given are unknown. Those of
+        ``add_encoders`` are added if ``encode``.
+        """
+        if encode and self.encoders is not None and self.encoders.encoding_available:
+            # those of the whole series, as the start of a forecast would need them
+            past, future = self.generate_fit_predict_encodings(
+                self.output_chunk_length,
+                [series],
+                past_covariates and [past_covariates],
+                future_covariates and [future_covariates],
+            )
+            past_covariates = past and past[0]
+            future_covariates = future and future[0]
+        self._check_values(
+            [],
+            past_covariates and [past_covariates],
+            future_covariates and [future_covariates],
+        )
+        index = series.time_index
+        parts = {"past_target": series.values(copy=False)}
+        for name, slot, covariates in (
+            ("past_covariates", "past_covariates", past_covariates),
+            ("future_covariates", "historic_future_covariates", future_covariates),
+        ):
+            if covariates is None:
+                continue
+            check(
+                covariates.freq == series.freq,
+                f"`{name}` must have the frequency of `series`, got `{covariates.freq}` "
+                f"beside `{series.freq}`.",
+            )
+            # past covariates may end before the series
+            needed = index if name == "future_covariates" else index[:1]
+            check(
+                needed.isin(covariates.time_index).all(),
+                f"`{name}` must cover `series` from {needed[0]} to {needed[-1]} in "
+                f"`{method}()`, got {covariates.start_time()} to {covariates.end_time()}.",
+            )
+            parts[slot] = _on_index(covariates, index)
+        if self.uses_static_covariates and series.static_covariates is not None:
+            parts["static_covariates"] = series.static_covariates_values(copy=False)
+        for name in optional:
+            trained = getattr(self.train_sample, name)
+            slot = SLOT_OF.get(name, name)
+            if trained is not None and slot not in parts:
+                length = 1 if name == "static_covariates" else len(index)
+                size = trained.size if length == 1 else trained.shape[1]
+                parts[slot] = np.full((length, size), np.nan)
+        parts = {name: values.astype(self._dtype) for name, values in parts.items()}
+        # darts looks for the part of the future covariates that lies ahead
+        sample = TorchInferenceSample(
+            **parts, future_covariates=parts.get("historic_future_covariates")
+        )
+        # darts' own check of what is there and of how many components it has
+        self._validate_predict_ds_output(self.train_sample, sample)
+        return sample
+
+    def _blank(
+        self,
+        num_steps: int,
+        start: pd.Timestamp | int | None,
+        static_covariates: pd.DataFrame | None,
+    ) -> TimeSeries:
+        """Return a blank series like those of training, from their start or another."""
+        sizes = self.train_sample.past_target.shape[1]
+        example = self._example
+        if example is None:
+            example = TimeSeries.from_values(np.empty((1, sizes), dtype=self._dtype))
+        start = example.start_time() if start is None else start
+        index = generate_index(start=start, length=num_steps, freq=example.freq)
+        if static_covariates is None and self.training_series is not None:
+            static_covariates = example.static_covariates
+        return TimeSeries(
+            times=index,
+            values=np.full((num_steps, sizes, 1), np.nan, dtype=self._dtype),
+            components=example.components,
+            static_covariates=static_covariates,
+            hierarchy=example.hierarchy,
+        )
+
+    def _ask(
+        self,
+        question: type[Query],
+        samples: Sequence[Sample],
+        num_samples: int,
+        batch_size: int | None,
+        verbose: bool | None,
+    ) -> list[np.ndarray]:
+        """Answer a question for each of the samples, in their order."""
+        if batch_size is not None:
+            check_positive_integer("batch_size", batch_size)
+        batches = list(_batches(samples, batch_size or self.batch_size))
+        queries = [
+            question(_collate([samples[i] for i in places]), num_samples)
+            for places in batches
+        ]
+        answers: list[np.ndarray] = [np.empty(0)] * len(samples)
+        for places, answer in zip(batches, self._answers(queries, verbose), strict=True):
+            # (S, B, ...) -> B of (S, ...); (B,) -> B of ()
+            for i, one in zip(
+                places, np.moveaxis(answer, min(1, answer.ndim - 1), 0), strict=True
+            ):
+                answers[i] = one
+        return answers
+
+    def _answers(self, queries: Sequence[Query], verbose: bool | None) -> list[np.ndarray]:
+        """Let the module answer on the trainer's device, as it forecasts."""
+        self.model.num_solver_steps = self.num_solver_steps
+        self.trainer = self._setup_trainer(None, self.model, verbose, self.n_epochs)
+        answers = self.trainer.predict(
+            self.model, DataLoader(list(queries), batch_size=None)
+        )
+        # numpy knows no bfloat16
+        return [a.to(self.model.target_shift.dtype).cpu().numpy() for a in answers]

@@ -1,0 +1,173 @@
+"""
+What the Lightning module is asked beside forecasts, each question with its answer.
+
+A query travels through Lightning's trainer like a batch of a forecast, so that devices,
+precisions and progress bars are Lightning's affair here too.
+
+Letters: B series, S samples, T time steps, n simulated steps, C components, D latent
+dimension, U and P inputs.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from darts.utils.data.torch_datasets.utils import TorchInferenceBatch
+from torch import Tensor
+
+from darts_ddssm.density import log_prob
+from darts_ddssm.scaling import Scale
+from darts_ddssm.ssm.context import History
+from darts_ddssm.ssm.state_space import Window
+from darts_ddssm.window import context_window
+
+if TYPE_CHECKING:
+    from darts_ddssm.module import _DDSSMModule
+
+# Latents, one a row, that a query draws at a time, to bound its memory.
+ROWS = 2**16
+
+
+@dataclass
+class Query(ABC):
+    """A question to a fitted module.
+
+    Parameters
+    ----------
+    batch
+        Whole series as the input chunks of a batch, B of them.
+    num_samples
+        Number S of samples.
+    """
+
+    batch: TorchInferenceBatch
+    num_samples: int
+
+    @abstractmethod
+    def answer(self, module: "_DDSSMModule") -> Tensor:
+        """Answer for each series, along the last axis but those of the answer."""
+
+    def _groups(self) -> Iterator[int]:
+        """Sizes of groups of samples that bound the memory."""
+        batch_size, num_steps, _ = self.batch.past_target.shape
+        group = max(ROWS // (batch_size * num_steps), 1)
+        return (min(group, self.num_samples - i) for i in range(0, self.num_samples, group))
+
+
+class SmoothedStates(Query):
+    """States given the whole series: (S, B, T, D)."""
+
+    def answer(self, module: "_DDSSMModule") -> Tensor:
+        window, _ = module.normalise(context_window(self.batch))
+        paths = [module.ssm.smooth(window, size)[0] for size in self._groups()]
+        # (S * B, T, D) -> (S, B, T, D)
+        return torch.cat(paths).unflatten(0, (self.num_samples, -1))
+
+
+class LastStates(Query):
+    """The state at the last step of each series: (S, B, D)."""
+
+    def answer(self, module: "_DDSSMModule") -> Tensor:
+        window, _ = module.normalise(context_window(self.batch))
+        projection = module.ssm.encode(window)
+        steps = module.num_solver_steps
+        states = [
+            module.ssm.posterior(projection, window, size, steps).previous
+            for size in self._groups()
+        ]
+        # (S * B, D) -> (S, B, D)
+        return torch.cat(states).unflatten(0, (self.num_samples, -1))
+
+
+class LogLikelihood(Query):
+    """Importance-weighted estimate of the log-density of each series in nats: (B,)."""
+
+    def answer(self, module: "_DDSSMModule") -> Tensor:
+        window, scale = module.normalise(context_window(self.batch))
+        log_weights = [self._log_weights(module, window, size) for size in self._groups()]
+        log_mean = torch.cat(log_weights).logsumexp(0) - math.log(self.num_samples)
+        if module.has_location:
+            log_mean = log_mean - (window.observed * scale.spread.log()).sum((1, 2))
+        return log_mean
+
+    def _log_weights(
+        self, module: "_DDSSMModule", window: Window, num_samples: int
+    ) -> Tensor:
+        """Return log p(x, z) - log q(z | x) of paths drawn from q: (S, B)."""
+        z, log_q = module.ssm.smooth(window, num_samples)
+        # of the S * B paths, sample by sample
+        repeated = Window(*(x.repeat(num_samples, 1, 1) for x in window))
+        log_p = module.ssm.transition.log_prob(z, repeated.transition_inputs)
+        raw = module.ssm.decoder(z, repeated.u)
+        log_emission = log_prob(module.likelihood, raw, repeated.x, repeated.observed)
+        # after the last observation the states integrate to one
+        steps = log_emission + (log_p - log_q) * repeated.informed
+        # (S * B, T) -> (S * B,) -> (S, B)
+        return steps.sum(1).unflatten(0, (num_samples, -1))
+
+
+class SmoothedObservations(Query):
+    """Joint samples of what would be observed, given what is: (S, B, T, C)."""
+
+    def answer(self, module: "_DDSSMModule") -> Tensor:
+        window, scale = module.normalise(context_window(self.batch))
+        return torch.cat(
+            [self._draw(module, window, scale, size) for size in self._groups()]
+        )
+
+    def _draw(
+        self, module: "_DDSSMModule", window: Window, scale: Scale, num_samples: int
+    ) -> Tensor:
+        z, _ = module.ssm.smooth(window, num_samples)
+        raw = module.ssm.decoder(z, window.u.repeat(num_samples, 1, 1))
+        # (S * B, ...) -> (S, B, ...)
+        return module.draw(raw.unflatten(0, (num_samples, -1)), scale)
+
+
+class Simulation(Query):
+    """Series from scratch: (S, B, n, C)."""
+
+    def answer(self, module: "_DDSSMModule") -> Tensor:
+        window, scale = module.normalise(context_window(self.batch))
+        batches = []
+        for size in self._groups():
+            inputs = window.transition_inputs.repeat(size, 1, 1)
+            history = module.ssm.transition.context.start(len(inputs), window.x)
+            z = module.ssm.roll_out(history, inputs, module.num_solver_steps)
+            raw = module.ssm.decoder(z, window.u.repeat(size, 1, 1))
+            batches.append(module.draw(raw.unflatten(0, (size, -1)), scale))
+        return torch.cat(batches)
+
+
+@dataclass
+class NextStates(Query):
+    """The state that follows each history: (S, B, D).
+
+    Parameters
+    ----------
+    states
+        Histories, oldest state first, (B, T, D). The batch has a step more, for the
+        inputs of the state that follows.
+    """
+
+    states: Tensor
+
+    def answer(self, module: "_DDSSMModule") -> Tensor:
+        inputs, z = context_window(self.batch).transition_inputs, self.states
+        context = module.ssm.transition.context
+        history = context.start(len(z), z)
+        for t in range(z.shape[1]):
+            history = context.append(history, z[:, t], inputs[:, t])
+        draws = [
+            module.ssm.transition.sample(
+                History(*(x.repeat(size, 1) for x in history)),
+                inputs[:, -1].repeat(size, 1),
+                module.num_solver_steps,
+            )
+            for size in self._groups()
+        ]
+        # (S * B, D) -> (S, B, D)
+        return torch.cat(draws).unflatten(0, (self.num_samples, -1))
