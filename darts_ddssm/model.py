@@ -75,6 +75,10 @@ class DDSSMModel(LatentStateModel):
         multivariate, single and multiple series, probabilistic forecasts, and missing
         values: NaN in the target or in a covariate means "not observed".
 
+        Beyond forecasts it shows what lies beneath a series: :meth:`infer_latents`,
+        :meth:`log_likelihood`, :meth:`impute`, :meth:`simulate`,
+        :meth:`sample_transition`.
+
         The target needs no scaling: the model takes its mean and standard deviation from
         the training set. Covariates should be scaled, e.g. by darts' :class:`Scaler`.
 
@@ -149,7 +153,9 @@ class DDSSMModel(LatentStateModel):
         -----
         ``train_loss`` and ``val_loss`` are the negative evidence bound in nats a value;
         the weight of its divergence is 0.05 for the first 20 % of the updates, 1 from 40 %
-        on, and 1 in ``val_loss`` throughout.
+        on, and 1 in ``val_loss`` throughout. In a quarter of the windows of each training
+        batch some values are hidden, from which the encoder alone learns, so that it is
+        prepared for gaps.
 
         References
         ----------

@@ -201,6 +201,35 @@ def test_bimodal_moments_ahead():
 # The switching signs
 
 
+@pytest.mark.parametrize("noise", [0.2, 3.0])
+def test_bimodal_likelihood_is_the_sum_over_all_paths(noise):
+    process = BimodalRandomWalk(decay=0.8, step=2.0, noise=noise, probability=0.3)
+    x = process.simulate(1, length=6, random_state=0).series[0].values().astype(float)
+    x[2] = np.nan
+    total = 0.0
+    for path in np.ndindex(*(2,) * 6):
+        signs = 2 * np.array(path) - 1
+        state, density = 0.0, np.prod(np.where(signs > 0, 0.3, 0.7))
+        for sign, value in zip(signs, x[:, 0], strict=True):
+            state = 0.8 * state + 2.0 * sign
+            if not np.isnan(value):
+                u = (value - state) / noise
+                density *= np.exp(-0.5 * u**2) / (noise * np.sqrt(2 * np.pi))
+        total += density
+    assert process.log_likelihood(x) == pytest.approx(np.log(total))
+
+
+def test_bimodal_likelihood_is_that_of_the_next_value():
+    process = BimodalRandomWalk()
+    density = process.predictive_density([3.9], state=np.zeros(1))
+    assert process.log_likelihood([[3.9]]) == pytest.approx(np.log(density[0]))
+
+
+def test_bimodal_likelihood_errors():
+    with pytest.raises(ValueError, match="`x` must have shape"):
+        BimodalRandomWalk().log_likelihood([1.0, 2.0])
+
+
 def test_switching_dynamics():
     series, latents, process = switching_signs(400, 16, random_state=0)
     z, sign = np.split(stack(latents), 2, axis=-1)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from darts_ddssm.checks import check
 from darts_ddssm.datasets.process import (
     Process,
     SimulatedSeries,
-    check,
     check_positive,
     check_probability,
     random_signs,

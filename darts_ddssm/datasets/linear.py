@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from darts_ddssm.checks import check
 from darts_ddssm.datasets.process import (
     Process,
     SimulatedSeries,
-    check,
     check_positive,
     check_probability,
 )

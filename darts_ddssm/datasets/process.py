@@ -5,13 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 from darts import TimeSeries
-from darts.logging import raise_log
 
-
-def check(condition: bool, message: str) -> None:
-    """Raise a `ValueError` with the message unless the condition holds."""
-    if not condition:
-        raise_log(ValueError(message))
+from darts_ddssm.checks import check
 
 
 def check_positive(**values: float) -> None:

@@ -29,6 +29,7 @@ def fit(args: argparse.Namespace) -> DDSSMModel:
         input_chunk_length=24,
         output_chunk_length=8,
         latent_dim=args.latent_dim,
+        hidden_size=args.hidden_size,
         transition_order=1,
         transition=args.transition,
         batch_size=64,
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--latent-dim", type=int, default=2)
+    parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--transition", default="diffusion")
     parser.add_argument("--num-test", type=int, default=256)
     parser.add_argument("--num-densities", type=int, default=64)
