@@ -30,7 +30,7 @@ from darts_ddssm.checks import check_positive_integer
 from darts_ddssm.density import in_support
 from darts_ddssm.latents import LatentStateModel
 from darts_ddssm.module import _DDSSMModule
-from darts_ddssm.scaling import LOCATION_SCALE_FAMILIES
+from darts_ddssm.scaling import LOCATION_SCALE_FAMILIES, max_input
 
 TRANSITIONS = ("diffusion", "gaussian")
 
@@ -468,21 +468,19 @@ class DDSSMModel(LatentStateModel):
         past_covariates: Sequence[TimeSeries] | None,
         future_covariates: Sequence[TimeSeries] | None,
     ) -> None:
-        """Refuse what would become NaN later: infinities and values out of support."""
+        """Refuse what would become NaN later: infinities, extremes, out of support."""
         for name, sequence in (
             ("series", series),
             ("past_covariates", past_covariates),
             ("future_covariates", future_covariates),
         ):
             for i, one in enumerate(sequence or []):
-                if np.isinf(one.all_values(copy=False)).any():
-                    raise_log(
-                        ValueError(
-                            f"`{name}` must be finite or NaN (missing), got infinite "
-                            f"values (at sequence index `{i}`)."
-                        )
-                    )
+                self._check_range(name, i, one.all_values(copy=False))
         for i, one in enumerate(series):
+            if self.uses_static_covariates and one.has_static_covariates:
+                # darts refuses those that are no numbers
+                numbers = one.static_covariates.select_dtypes("number")
+                self._check_range("static_covariates", i, numbers.to_numpy(one.dtype))
             values = one.all_values(copy=False)
             if np.isnan(values).all():
                 raise_log(
@@ -501,3 +499,31 @@ class DDSSMModel(LatentStateModel):
                         f"`{rows[outside][0]}` (at sequence index `{i}`)."
                     )
                 )
+
+    def _check_range(self, name: str, i: int, values: np.ndarray) -> None:
+        """Refuse infinities, and what is too large for the networks."""
+        if np.isinf(values).any():
+            raise_log(
+                ValueError(
+                    f"`{name}` must be finite or NaN (missing), got infinite values (at "
+                    f"sequence index `{i}`)."
+                )
+            )
+        limit, origin, distance = max_input(values.dtype), "of zero", values
+        if name == "series":
+            # The networks see it in the scale of the training set, once there is one.
+            if self.model is None or values.shape[1] != len(self.model.target_shift):
+                return
+            origin = "standard deviations of the training mean"
+            # (T, C, samples), in double precision, as it might overflow
+            shift, spread = self.model.target_shift, self.model.target_spread
+            distance = values - shift.cpu().double().numpy()[:, None]
+            distance /= spread.cpu().double().numpy()[:, None]
+        too_far = np.abs(distance) > limit
+        if too_far.any():
+            raise_log(
+                ValueError(
+                    f"`{name}` must be within {limit:.0e} {origin}, got "
+                    f"`{values[too_far][0]}` (at sequence index `{i}`)."
+                )
+            )
