@@ -1,8 +1,9 @@
 """
 The floors of the package: imports run downward only.
 
-The faces (``model``, ``sktime``) stand on the bridge (``module``, ``window``,
-``density``, ``scaling``), and the bridge stands on ``ssm``, which is pure PyTorch.
+The faces (``model``, ``latents``, ``whole_series``, ``sktime``) stand on the bridge
+(``module``, ``queries``, ``window``, ``density``, ``scaling``), and the bridge stands on
+``ssm``, which is pure PyTorch.
 """
 
 import ast
@@ -14,10 +15,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "darts_ddssm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SSM = sorted((PACKAGE / "ssm").rglob("*.py"))
-BRIDGE = [PACKAGE / f"{name}.py" for name in ("density", "scaling", "module", "window")]
+NAMES = ("density", "scaling", "module", "queries", "window")
+BRIDGE = [PACKAGE / f"{name}.py" for name in NAMES]
 
 FRAMEWORKS = ("darts", "lightning", "pytorch_lightning")
-FACES = ("darts_ddssm.model", "darts_ddssm.sktime", "darts_ddssm.DDSSMModel")
+FACES = tuple(
+    f"darts_ddssm.{name}"
+    for name in ("model", "latents", "whole_series", "sktime", "DDSSMModel")
+)
 
 
 def each(files: list[Path]) -> pytest.MarkDecorator:
