@@ -96,10 +96,14 @@ def negative_log_likelihood(
     weight
         Weight of each observation, zero where it is missing, (B, T, C).
     """
+    raw = bounded(likelihood, raw)
+    if raw.isnan().any():
+        # The loss of a network that has diverged; torch would refuse the parameters.
+        return raw.sum()
     x, weight = _filled(likelihood, x, weight)
     # one density for all components of a step is one term, not C of them
     terms = x.shape[-1] if weight.dim() < x.dim() else 1
-    return likelihood.compute_loss(bounded(likelihood, raw), x, weight) / terms
+    return likelihood.compute_loss(raw, x, weight) / terms
 
 
 def log_prob(likelihood: TorchLikelihood, raw: Tensor, x: Tensor, seen: Tensor) -> Tensor:

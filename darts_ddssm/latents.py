@@ -374,8 +374,7 @@ class LatentStateModel(WholeSeriesModel, ABC):
         check_positive_integer("num_samples", num_samples)
         self._check_fitted("simulate")
         self._check_has_scale("simulate")
-        start = None if future_covariates is None else future_covariates.start_time()
-        blank = self._blank(n, start, static_covariates)
+        blank = self._blank(n, future_covariates, static_covariates)
         sample = self._sample(
             "simulate", blank, past_covariates, future_covariates, ("past_covariates",)
         )
@@ -455,12 +454,12 @@ class LatentStateModel(WholeSeriesModel, ABC):
         histories = states.reshape((-1, *np.atleast_2d(states).shape[-2:]))
         # the given states and the one that follows
         num_steps = histories.shape[1] + 1
-        start = None
+        times = None
         if future_covariates is not None:
-            start = future_covariates[-num_steps:].start_time()
+            times = future_covariates[-num_steps:]
         elif past_covariates is not None:
-            start = past_covariates[1 - num_steps :].start_time()
-        blank = self._blank(num_steps, start, static_covariates)
+            times = past_covariates[1 - num_steps :]
+        blank = self._blank(num_steps, times, static_covariates)
         sample = self._sample(
             "sample_transition",
             blank,
@@ -468,7 +467,7 @@ class LatentStateModel(WholeSeriesModel, ABC):
             future_covariates,
             ("past_covariates", "historic_future_covariates", "static_covariates"),
             # without covariates, the state is at no time
-            encode=start is not None,
+            encode=times is not None,
         )
         batch = collate([sample] * len(histories))
         (draws,) = self._answers(

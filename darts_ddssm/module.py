@@ -25,6 +25,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from darts_ddssm.density import (
+    bounded,
     has_marginal,
     has_prior,
     marginal_parameters,
@@ -278,7 +279,8 @@ class _DDSSMModule(PLForecastingModule):
             raise_log(
                 RuntimeError(
                     f"The training loss became non-finite (`{loss.item()}`). Check that "
-                    "the covariates are scaled (e.g. with darts' `Scaler`), then try a "
+                    "the covariates are scaled (e.g. with darts' `Scaler`), and the series "
+                    "where the likelihood is that of positive numbers, then try a "
                     "smaller learning rate (`optimizer_kwargs`) or a smaller "
                     "`gradient_clip_val` (`pl_trainer_kwargs`). Checkpoints saved "
                     "before this update are intact."
@@ -359,7 +361,8 @@ class _DDSSMModule(PLForecastingModule):
     def draw(self, raw: Tensor, scale: Scale) -> Tensor:
         """Draw an observation from each density: (S, B, n, C, K) -> (S, B, n, C)."""
         # (S, B, n, ...) -> (S * B, n, ...) and back
-        sample = self.likelihood.sample(raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
+        flat = bounded(self.likelihood, raw.flatten(0, 1))
+        sample = self.likelihood.sample(flat).unflatten(0, raw.shape[:2])
         return scale.to_data(sample) if self.has_location else sample
 
     def predict_step(

@@ -129,3 +129,14 @@ def instance_scale(rin: RINorm, x: Tensor, observed: Tensor) -> Scale:
     # x' = (x - mean) / std * |weight| + bias
     spread = std / (rin.affine_weight.abs() + rin.eps)
     return Scale(mean - rin.affine_bias * spread, spread)
+
+
+def max_input(dtype: np.dtype) -> float:
+    """Largest size of a value for the networks: they square what they make of it.
+
+    Parameters
+    ----------
+    dtype
+        Type of the data; of 16 bits, it has the range of float32 in the model.
+    """
+    return float(np.finfo(np.result_type(dtype, np.float32)).max) ** 0.4

@@ -227,16 +227,16 @@ class WholeSeriesModel(MixedCovariatesTorchModel, ABC):
     def _blank(
         self,
         num_steps: int,
-        start: pd.Timestamp | int | None,
+        covariates: TimeSeries | None,
         static_covariates: pd.DataFrame | None,
     ) -> TimeSeries:
-        """Return a blank series like those of training, from their start or another."""
+        """Return a blank series like those of training, from the start of covariates."""
         sizes = self.train_sample.past_target.shape[1]
         example = self._example
         if example is None:
             example = TimeSeries.from_values(np.empty((1, sizes), dtype=self._dtype))
-        start = example.start_time() if start is None else start
-        index = generate_index(start=start, length=num_steps, freq=example.freq)
+        times = example if covariates is None else covariates
+        index = generate_index(times.start_time(), length=num_steps, freq=times.freq)
         if static_covariates is None and self.training_series is not None:
             static_covariates = example.static_covariates
         return TimeSeries(
@@ -280,4 +280,5 @@ class WholeSeriesModel(MixedCovariatesTorchModel, ABC):
             self.model, DataLoader(list(queries), batch_size=None)
         )
         # numpy knows no bfloat16
-        return [a.to(self.model.target_shift.dtype).cpu().numpy() for a in answers]
+        answers = [a.float() if a.dtype == torch.bfloat16 else a for a in answers]
+        return [a.cpu().numpy() for a in answers]

@@ -68,8 +68,8 @@ def simulated(output_dir: Path, updates: int) -> None:
     models = {}
     for transition in ("diffusion", "gaussian"):
         model = DDSSMModel(
-            input_chunk_length=31,
-            output_chunk_length=1,
+            input_chunk_length=28,
+            output_chunk_length=4,
             latent_dim=2,
             transition_order=1,
             transition=transition,
