@@ -127,6 +127,32 @@ def log_prob(likelihood: TorchLikelihood, raw: Tensor, x: Tensor, seen: Tensor) 
     return log_probs.sum(-1) if log_probs.dim() == x.dim() else log_probs
 
 
+def given_the_rest(
+    likelihood: TorchLikelihood, drawn: Tensor, x: Tensor, seen: Tensor
+) -> Tensor:
+    """Condition draws of a step on the components that are observed at it.
+
+    Given the state, components are independent, but for shares: those of a Dirichlet
+    variable that are missing divide up what the others leave, in proportions as drawn.
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    drawn
+        Draws of all components, (..., T, C).
+    x
+        Observations; any number where missing, (..., T, C).
+    seen
+        1 where ``x`` is observed and 0 where it is missing, (..., T, C).
+    """
+    if not isinstance(likelihood, DirichletLikelihood):
+        return drawn
+    left = 1 - (x * seen).sum(-1, keepdim=True)
+    drawn = drawn * (1 - seen)
+    return drawn * left / drawn.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+
+
 def has_prior(likelihood: TorchLikelihood) -> bool:
     """Tell whether the user gave a prior of any parameter."""
     return any(value is not None for value in likelihood._prior_params or ())

@@ -458,6 +458,11 @@ class LatentStateModel(WholeSeriesModel, ABC):
         if future_covariates is not None:
             times = future_covariates[-num_steps:]
         elif past_covariates is not None:
+            check(
+                len(past_covariates) >= num_steps - 1,
+                f"`past_covariates` must cover the {num_steps - 1} given states, got "
+                f"{len(past_covariates)} steps.",
+            )
             times = past_covariates[1 - num_steps :]
         blank = self._blank(num_steps, times, static_covariates)
         sample = self._sample(

@@ -31,14 +31,9 @@ from darts_ddssm.density import in_support
 from darts_ddssm.latents import LatentStateModel
 from darts_ddssm.module import _DDSSMModule
 from darts_ddssm.scaling import LOCATION_SCALE_FAMILIES, max_input
+from darts_ddssm.whole_series import prolonged
 
 TRANSITIONS = ("diffusion", "gaussian")
-
-
-def _prolonged(series: TimeSeries, num_steps: int) -> TimeSeries:
-    """Append unknown values to a series."""
-    shape = (num_steps, series.n_components, series.n_samples)
-    return series.append_values(np.full(shape, np.nan, dtype=series.dtype))
 
 
 class DDSSMModel(LatentStateModel):
@@ -355,9 +350,9 @@ class DDSSMModel(LatentStateModel):
         # chunk. As in `predict()`, they are not needed: to darts they go on, unknown.
         extra = forecast_horizon - self.output_chunk_length
         if isinstance(past_covariates, TimeSeries) and extra > 0:
-            past_covariates = _prolonged(past_covariates, extra)
+            past_covariates = prolonged(past_covariates, extra)
         elif past_covariates is not None and extra > 0:
-            past_covariates = [_prolonged(one, extra) for one in past_covariates]
+            past_covariates = [prolonged(one, extra) for one in past_covariates]
         return super().historical_forecasts(
             series,
             past_covariates,

@@ -18,8 +18,7 @@ import torch
 from darts.utils.data.torch_datasets.utils import TorchInferenceBatch
 from torch import Tensor
 
-from darts_ddssm.density import log_prob
-from darts_ddssm.scaling import Scale
+from darts_ddssm.density import given_the_rest, log_prob
 from darts_ddssm.ssm.context import History
 from darts_ddssm.ssm.state_space import Window
 from darts_ddssm.window import context_window
@@ -86,25 +85,31 @@ class LogLikelihood(Query):
     """Importance-weighted estimate of the log-density of each series in nats: (B,)."""
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        window, scale = module.normalise(context_window(self.batch))
-        log_weights = [self._log_weights(module, window, size) for size in self._groups()]
+        window = context_window(self.batch)
+        normalised, scale = module.normalise(window)
+        # the values that the emission is a density of
+        x = normalised.x if module.has_location else window.x
+        log_weights = [
+            self._log_weights(module, normalised, x, size) for size in self._groups()
+        ]
         log_mean = torch.cat(log_weights).logsumexp(0) - math.log(self.num_samples)
         if module.has_location:
             log_mean = log_mean - (window.observed * scale.spread.log()).sum((1, 2))
         return log_mean
 
+    @staticmethod
     def _log_weights(
-        self, module: "_DDSSMModule", window: Window, num_samples: int
+        module: "_DDSSMModule", window: Window, x: Tensor, num_samples: int
     ) -> Tensor:
         """Return log p(x, z) - log q(z | x) of paths drawn from q: (S, B)."""
         z, log_q = module.ssm.smooth(window, num_samples)
         # of the S * B paths, sample by sample
-        repeated = Window(*(x.repeat(num_samples, 1, 1) for x in window))
-        log_p = module.ssm.transition.log_prob(z, repeated.transition_inputs)
-        raw = module.ssm.decoder(z, repeated.u)
-        log_emission = log_prob(module.likelihood, raw, repeated.x, repeated.observed)
+        window = Window(*(part.repeat(num_samples, 1, 1) for part in window))
+        log_p = module.ssm.transition.log_prob(z, window.transition_inputs)
+        raw, x = module.ssm.decoder(z, window.u), x.repeat(num_samples, 1, 1)
+        log_emission = log_prob(module.likelihood, raw, x, window.observed)
         # after the last observation the states integrate to one
-        steps = log_emission + (log_p - log_q) * repeated.informed
+        steps = log_emission + (log_p - log_q) * window.informed
         # (S * B, T) -> (S * B,) -> (S, B)
         return steps.sum(1).unflatten(0, (num_samples, -1))
 
@@ -113,18 +118,18 @@ class SmoothedObservations(Query):
     """Joint samples of what would be observed, given what is: (S, B, T, C)."""
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        window, scale = module.normalise(context_window(self.batch))
-        return torch.cat(
-            [self._draw(module, window, scale, size) for size in self._groups()]
-        )
-
-    def _draw(
-        self, module: "_DDSSMModule", window: Window, scale: Scale, num_samples: int
-    ) -> Tensor:
-        z, _ = module.ssm.smooth(window, num_samples)
-        raw = module.ssm.decoder(z, window.u.repeat(num_samples, 1, 1))
-        # (S * B, ...) -> (S, B, ...)
-        return module.draw(raw.unflatten(0, (num_samples, -1)), scale)
+        window = context_window(self.batch)
+        normalised, scale = module.normalise(window)
+        groups = []
+        for size in self._groups():
+            z, _ = module.ssm.smooth(normalised, size)
+            raw = module.ssm.decoder(z, window.u.repeat(size, 1, 1))
+            # (S * B, ...) -> (S, B, ...)
+            drawn = module.draw(raw.unflatten(0, (size, -1)), scale)
+            groups.append(
+                given_the_rest(module.likelihood, drawn, window.x, window.observed)
+            )
+        return torch.cat(groups)
 
 
 class Simulation(Query):

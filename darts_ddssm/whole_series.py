@@ -42,6 +42,12 @@ def _on_index(covariates: TimeSeries, index: pd.Index) -> np.ndarray:
     return frame.reindex(index).to_numpy()
 
 
+def prolonged(series: TimeSeries, num_steps: int) -> TimeSeries:
+    """Append unknown values to a series."""
+    shape = (num_steps, series.n_components, series.n_samples)
+    return series.append_values(np.full(shape, np.nan, dtype=series.dtype))
+
+
 def part_of(sample: Sample, steps: slice) -> Sample:
     """Return some of the time steps of a sample."""
     kept = {name: getattr(sample, name) for name in STEPS}
@@ -172,10 +178,12 @@ class WholeSeriesModel(MixedCovariatesTorchModel, ABC):
         ``add_encoders`` are added if ``encode``.
         """
         if encode and self.encoders is not None and self.encoders.encoding_available:
-            # those of the whole series, as the start of a forecast would need them
+            # those of the whole series, as the start of a forecast would need them; darts
+            # asks for the steps of a training window at least
+            missing = max(self._window_length - len(series), 0)
             past, future = self.generate_fit_predict_encodings(
                 self.output_chunk_length,
-                [series],
+                [prolonged(series, missing)],
                 past_covariates and [past_covariates],
                 future_covariates and [future_covariates],
             )
@@ -236,7 +244,8 @@ class WholeSeriesModel(MixedCovariatesTorchModel, ABC):
         if example is None:
             example = TimeSeries.from_values(np.empty((1, sizes), dtype=self._dtype))
         times = example if covariates is None else covariates
-        index = generate_index(times.start_time(), length=num_steps, freq=times.freq)
+        freq = times.freq if self._example is None else example.freq
+        index = generate_index(times.start_time(), length=num_steps, freq=freq)
         if static_covariates is None and self.training_series is not None:
             static_covariates = example.static_covariates
         return TimeSeries(

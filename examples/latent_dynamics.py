@@ -120,9 +120,11 @@ def jumps(
 
 
 def draw_states(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> None:
-    """Inferred states of one series over its true state."""
+    """Inferred states of one series, some of it hidden, over its true state."""
     fit, _ = recovery(model, sim)
-    latents = model.infer_latents(sim.series[0], num_samples=200)
+    values = sim.series[0].values(copy=True)
+    values[17:21] = np.nan
+    latents = model.infer_latents(sim.series[0].with_values(values), num_samples=200)
     # (T, D, S) -> (T, S, D) -> (T, 1, S), in the units of the true state
     paths = latents.all_values().swapaxes(1, 2)
     mapped = np.stack([fit.predict(states) for states in paths]).swapaxes(1, 2)
@@ -130,10 +132,11 @@ def draw_states(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> No
         times=latents.time_index, values=mapped, components=["recovered state"]
     )
     fig, ax = plt.subplots(figsize=(9, 3.5), layout="constrained")
-    plot_latents(recovered, ax=ax)
+    plot_latents(recovered, num_paths=10, ax=ax)
     ax.plot(sim.latents[0].time_index, sim.latents[0].values(), "k.", label="true state")
+    ax.axvspan(16.5, 20.5, color="0.9", zorder=0, label="not observed")
     ax.set(xlabel="time", ylabel="state")
-    ax.legend(frameon=False, ncol=3, loc="upper left")
+    fig.legend(loc="outside lower center", ncol=3, frameon=False)
     save(fig, output_dir / "latent_states.png")
 
 
@@ -145,13 +148,14 @@ def draw_transitions(
     for ax, (name, model) in zip(axes, models.items(), strict=True):
         fit, _ = recovery(model, sim)
         drawn = jumps(model, fit, sim).reshape(-1, 1)
-        plot_transition_density(drawn, ax=ax, label=f"learned, {name}")
+        plot_transition_density(drawn, range=(-8, 8), ax=ax, label="learned")
         for step in (-sim.process.step, sim.process.step):
             ax.axvline(
                 step, color="black", ls=":", label="true jumps" if step > 0 else None
             )
-        ax.set(xlabel="jump of the state", ylabel="density", title=f"{name} transition")
-        ax.legend(frameon=False)
+        title = f"{name.capitalize()} transition"
+        ax.set(xlabel="jump of the state", ylabel="density", title=title)
+    axes[0].legend(frameon=False, loc="upper center")
     save(fig, output_dir / "latent_transition.png")
 
 
@@ -161,7 +165,7 @@ def draw_forecast(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> 
     forecast = model.predict(4, series[:-4], num_samples=4000)
     fig, ax = plt.subplots(figsize=(9, 3.5), layout="constrained")
     plot_density(forecast, ax=ax)
-    ax.plot(series.time_index, series.values(), "k.-", lw=1, label="observed")
+    ax.plot(series.time_index[12:], series.values()[12:], "k.-", lw=1, label="observed")
     ax.set(xlabel="time", ylabel="x")
     ax.legend(frameon=False, loc="upper left")
     save(fig, output_dir / "forecast_density.png")
@@ -268,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output-dir", type=Path, default=Path(__file__).parent / "output")
     parser.add_argument("--updates-simulated", type=int, default=3000)
-    parser.add_argument("--updates-real", type=int, default=1500)
+    parser.add_argument("--updates-real", type=int, default=1000)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore")
