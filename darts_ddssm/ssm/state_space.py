@@ -25,6 +25,7 @@ from darts_ddssm.ssm.context import Context, History, MarkovContext, RecurrentCo
 from darts_ddssm.ssm.decoder import Decoder
 from darts_ddssm.ssm.encoder import Encoder
 from darts_ddssm.ssm.transition import (
+    STEADY_ROWS,
     DiffusionTransition,
     GaussianTransition,
     Transition,
@@ -144,20 +145,27 @@ class StateSpaceModel(nn.Module):
         floor = self.transition.min_std(window.x.shape[1])
         steps = self.encoder.path(self.encode(window), floor)
         inputs = (*steps, window.u, window.transition_inputs)
-        raw, kl = self(*(x[num_practice:] for x in inputs))
+        num_rows = STEADY_ROWS * num_practice // len(window.x)
+        raw, kl = self(*(x[num_practice:] for x in inputs), STEADY_ROWS - num_rows)
         if num_practice > 0:
             fixed = {name: x.detach() for name, x in self.named_parameters()}
             practice = (x[:num_practice] for x in inputs)
-            first = functional_call(self, fixed, tuple(practice))
+            first = functional_call(self, fixed, (*practice, max(num_rows, 1)))
             raw, kl = (torch.cat(x) for x in zip(first, (raw, kl), strict=True))
         # After the last observation the exact posterior is the transition.
         return raw, kl * window.informed
 
     def forward(
-        self, z: Tensor, mean: Tensor, std: Tensor, u: Tensor, inputs: Tensor
+        self,
+        z: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        u: Tensor,
+        inputs: Tensor,
+        max_rows: int,
     ) -> tuple[Tensor, Tensor]:
         """Emission and divergence along a path of the posterior."""
-        return self.decoder(z, u), self.transition.kl(z, mean, std, inputs)
+        return self.decoder(z, u), self.transition.kl(z, mean, std, inputs, max_rows)
 
     def smooth(self, window: Window, num_samples: int) -> tuple[Tensor, Tensor]:
         """Draw paths of the posterior given the whole window.

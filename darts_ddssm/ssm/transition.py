@@ -100,7 +100,14 @@ class Transition(nn.Module, ABC):
         started[0] = 0.0
         return MIN_RELATIVE_STD * self.scale(started)
 
-    def kl(self, z: Tensor, mean: Tensor, std: Tensor, u: Tensor) -> Tensor:
+    def kl(
+        self,
+        z: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        u: Tensor,
+        max_rows: int = STEADY_ROWS,
+    ) -> Tensor:
         """Estimate KL(q(z_t | z_{t-1}) || p(z_t | z_{t-j:t-1})) along a path of q.
 
         Parameters
@@ -111,6 +118,8 @@ class Transition(nn.Module, ABC):
             Moments of q at each step given that path, (N, T, D).
         u
             Inputs, (N, T, U).
+        max_rows
+            In training, the most steps of all paths that an estimate is made of.
 
         Returns
         -------
@@ -123,7 +132,7 @@ class Transition(nn.Module, ABC):
         # (N, T, ...) -> (N * T, ...)
         parts = (self.context.features(z, u), mean, std, self._scale_along(z))
         flat = (x.flatten(0, 1) for x in parts)
-        return self._kl(*flat).unflatten(0, z.shape[:2])
+        return self._kl(*flat, max_rows).unflatten(0, z.shape[:2])
 
     def log_prob(self, z: Tensor, u: Tensor) -> Tensor:
         """Log-density of each latent of a path given those before it.
@@ -167,7 +176,9 @@ class Transition(nn.Module, ABC):
         return history.previous + self._mean(context, self.scale(history.started))
 
     @abstractmethod
-    def _kl(self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+    def _kl(
+        self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor, max_rows: int
+    ) -> Tensor:
         """Divergence of each row in centred coordinates, (N,).
 
         ``features`` are those of the context network, which turns them into contexts.
@@ -205,19 +216,21 @@ class DiffusionTransition(Transition):
         )
         self.noise = LogUniformNoise()
 
-    def _kl(self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+    def _kl(
+        self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor, max_rows: int
+    ) -> Tensor:
         num_rows = len(mean)
         if not self.training:
             num_draws = max(STEADY_ROWS // num_rows, 1)
             rows = (x.repeat(num_draws, 1) for x in (features, mean, std, scale))
             # (draws * N,) -> (draws, N) -> (N,)
             return self._draw_kl(*rows).unflatten(0, (num_draws, num_rows)).mean(0)
-        if num_rows <= STEADY_ROWS:
+        if num_rows <= max_rows:
             return self._draw_kl(features, mean, std, scale)
         # A random part of the rows, scaled up, has the same mean as all of them.
-        rows = torch.randperm(num_rows, device=mean.device)[:STEADY_ROWS]
+        rows = torch.randperm(num_rows, device=mean.device)[:max_rows]
         kl = self._draw_kl(*(x[rows] for x in (features, mean, std, scale)))
-        return mean.new_zeros(num_rows).index_put((rows,), kl * (num_rows / STEADY_ROWS))
+        return mean.new_zeros(num_rows).index_put((rows,), kl * (num_rows / max_rows))
 
     def _draw_kl(
         self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor
@@ -291,7 +304,9 @@ class GaussianTransition(Transition):
         std = nn.functional.softplus(raw_std) + MIN_RELATIVE_STD
         return scale * mean, scale * std
 
-    def _kl(self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor) -> Tensor:
+    def _kl(
+        self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor, max_rows: int
+    ) -> Tensor:
         context = self.context.network(features)
         p = torch.distributions.Normal(*self.moments(context, scale))
         q = torch.distributions.Normal(mean, std)
