@@ -245,7 +245,7 @@ class LatentStateModel(WholeSeriesModel, ABC):
         """Fill the gaps of a series with samples given all that is observed.
 
         Before, after and beside a gap: each sample is one joint path over all time steps
-        and components.
+        and components. Future covariates are heeded inside a gap; past covariates are not.
 
         Parameters
         ----------
