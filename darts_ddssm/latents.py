@@ -50,6 +50,10 @@ class LatentStateModel(WholeSeriesModel, ABC):
         Compare them with something known only after a regression, and across series of
         one model only.
 
+        The state at a step is Gaussian given the one before. Over a step whose state the
+        data leave undecided between several values, as in a gap of a series with jumps,
+        the paths follow one of them, and are surer than they should be.
+
         Parameters
         ----------
         series
@@ -246,6 +250,9 @@ class LatentStateModel(WholeSeriesModel, ABC):
 
         Before, after and beside a gap: each sample is one joint path over all time steps
         and components. Future covariates are heeded inside a gap; past covariates are not.
+
+        A gap is filled along the states of :meth:`infer_latents`: where there are several
+        distinct ways through it, the samples take one.
 
         Parameters
         ----------

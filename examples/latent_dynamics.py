@@ -120,11 +120,9 @@ def jumps(
 
 
 def draw_states(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> None:
-    """Inferred states of one series, some of it hidden, over its true state."""
+    """Inferred states of one series over its true state."""
     fit, _ = recovery(model, sim)
-    values = sim.series[0].values(copy=True)
-    values[17:21] = np.nan
-    latents = model.infer_latents(sim.series[0].with_values(values), num_samples=200)
+    latents = model.infer_latents(sim.series[0], num_samples=200)
     # (T, D, S) -> (T, S, D) -> (T, 1, S), in the units of the true state
     paths = latents.all_values().swapaxes(1, 2)
     mapped = np.stack([fit.predict(states) for states in paths]).swapaxes(1, 2)
@@ -132,9 +130,8 @@ def draw_states(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> No
         times=latents.time_index, values=mapped, components=["recovered state"]
     )
     fig, ax = plt.subplots(figsize=(9, 3.5), layout="constrained")
-    plot_latents(recovered, num_paths=10, ax=ax)
+    plot_latents(recovered, ax=ax)
     ax.plot(sim.latents[0].time_index, sim.latents[0].values(), "k.", label="true state")
-    ax.axvspan(16.5, 20.5, color="0.9", zorder=0, label="not observed")
     ax.set(xlabel="time", ylabel="state")
     fig.legend(loc="outside lower center", ncol=3, frameon=False)
     save(fig, output_dir / "latent_states.png")
@@ -166,7 +163,7 @@ def draw_forecast(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> 
     fig, ax = plt.subplots(figsize=(9, 3.5), layout="constrained")
     plot_density(forecast, ax=ax)
     ax.plot(series.time_index[12:], series.values()[12:], "k.-", lw=1, label="observed")
-    ax.set(xlabel="time", ylabel="x")
+    ax.set(xlabel="time", ylabel="x", xticks=range(12, 33, 4))
     ax.legend(frameon=False, loc="upper left")
     save(fig, output_dir / "forecast_density.png")
 
