@@ -61,7 +61,8 @@ class SmoothedStates(Query):
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
         window, _ = module.normalise(context_window(self.batch))
-        paths = [module.ssm.smooth(window, size)[0] for size in self._groups()]
+        steps = module.num_solver_steps
+        paths = [module.ssm.smooth(window, size, steps) for size in self._groups()]
         # (S * B, T, D) -> (S, B, T, D)
         return torch.cat(paths).unflatten(0, (self.num_samples, -1))
 
@@ -102,7 +103,7 @@ class LogLikelihood(Query):
         module: "_DDSSMModule", window: Window, x: Tensor, num_samples: int
     ) -> Tensor:
         """Return log p(x, z) - log q(z | x) of paths drawn from q: (S, B)."""
-        z, log_q = module.ssm.smooth(window, num_samples)
+        z, log_q = module.ssm.encoded_paths(window, num_samples)
         # of the S * B paths, sample by sample
         window = Window(*(part.repeat(num_samples, 1, 1) for part in window))
         log_p = module.ssm.transition.log_prob(z, window.transition_inputs)
@@ -122,7 +123,7 @@ class SmoothedObservations(Query):
         normalised, scale = module.normalise(window)
         groups = []
         for size in self._groups():
-            z, _ = module.ssm.smooth(normalised, size)
+            z = module.ssm.smooth(normalised, size, module.num_solver_steps)
             raw = module.ssm.decoder(z, window.u.repeat(size, 1, 1))
             # (S * B, ...) -> (S, B, ...)
             drawn = module.draw(raw.unflatten(0, (size, -1)), scale)

@@ -309,6 +309,35 @@ def test_practice_does_not_change_the_bound():
         torch.testing.assert_close(kl, bounds[0][1])
 
 
+# --- states ---------------------------------------------------------------------------
+
+
+@each_model
+@torch.no_grad()
+def test_states_after_the_last_observation_are_a_forecast(transition, order):
+    """Given the whole window, one series of which ends before it."""
+    model, window = model_of(transition, order), window_of(num_series=2)
+    observed = torch.ones_like(window.observed)
+    observed[0, 4:] = 0.0
+    window = window._replace(observed=observed)
+    torch.manual_seed(3)
+    z = model.smooth(window, 2000, num_solver_steps=4).unflatten(0, (2000, 2))
+    # the first series, as far as it goes, and rolled on
+    known = Window(*(x[:1, :4] for x in window))
+    history = model.posterior(model.encode(known), known, 2000, num_solver_steps=4)
+    inputs = window.transition_inputs[:1, 4:].repeat(2000, 1, 1)
+    ahead = model.roll_out(history, inputs, num_solver_steps=4)
+    # what the encoder is told of missing steps bends the known ones a little
+    spread = ahead.std(0)
+    assert ((z[:, 0, 4:].mean(0) - ahead.mean(0)).abs() < 0.5 * spread).all()
+    torch.testing.assert_close(z[:, 0, 4:].std(0), spread, rtol=0.3, atol=0)
+    # the other series ends in q
+    torch.manual_seed(3)
+    encoded, _ = model.encoded_paths(window, 2000)
+    assert torch.equal(z[:, 1], encoded.unflatten(0, (2000, 2))[:, 1])
+    assert not torch.equal(z[:, 0], encoded.unflatten(0, (2000, 2))[:, 0])
+
+
 # --- likelihood -----------------------------------------------------------------------
 
 
@@ -341,7 +370,7 @@ def test_importance_weights_against_a_grid(transition):
             log_weight = moved.logsumexp(0) + log_cell
     exact = log_weight.logsumexp(0) + log_cell
 
-    z, log_q = model.smooth(window, 20_000)
+    z, log_q = model.encoded_paths(window, 20_000)
     log_p = model.transition.log_prob(z, z[..., :0])
     log_weights = (emission(z, z[..., :0], x) + log_p - log_q).sum(1)
     weights = (log_weights - exact).exp()

@@ -5,6 +5,7 @@ Nothing here knows of darts or Lightning. The files, from the inside out:
 
 - ``networks``: the multilayer perceptron and the conditional residual block;
 - ``diffusion``: explicit score matching, the preconditioned denoiser, the solver;
+- ``probability_flow``: the density of a diffusion model;
 - ``context``: what the transition sees of the past latents;
 - ``transition``: p_psi(z_t | z_{t-j:t-1}, u_t), diffusion or Gaussian;
 - ``encoder``: q_phi(z_t | z_{t-1}, x_{1:T});

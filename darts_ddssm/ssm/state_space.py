@@ -167,8 +167,40 @@ class StateSpaceModel(nn.Module):
         """Emission and divergence along a path of the posterior."""
         return self.decoder(z, u), self.transition.kl(z, mean, std, inputs, max_rows)
 
-    def smooth(self, window: Window, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draw paths of the posterior given the whole window.
+    def smooth(self, window: Window, num_samples: int, num_solver_steps: int) -> Tensor:
+        """Draw paths of the states given the whole window.
+
+        After the last observation they follow the transition, as the exact posterior does.
+
+        Parameters
+        ----------
+        window
+            The data.
+        num_samples
+            Number S of paths a series.
+        num_solver_steps
+            Number of network evaluations a step of a diffusion transition.
+
+        Returns
+        -------
+        Tensor
+            Paths, (S * B, T, D), sample by sample.
+        """
+        z, _ = self.encoded_paths(window, num_samples)
+        ahead = ~window.informed.repeat(num_samples, 1)
+        if not ahead.any():
+            return z
+        inputs = window.transition_inputs.repeat(num_samples, 1, 1)
+        history = self.transition.context.start(len(z), z)
+        for t, (rows, u_t) in enumerate(zip(ahead.T, inputs.unbind(1), strict=True)):
+            if rows.any():
+                kept = History(*(x[rows] for x in history))
+                z[rows, t] = self._move(kept, u_t[rows], num_solver_steps, mean=False)
+            history = self.transition.context.append(history, z[:, t], u_t)
+        return z
+
+    def encoded_paths(self, window: Window, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draw paths of q with their densities, for importance weights.
 
         Parameters
         ----------
