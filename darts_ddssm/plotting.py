@@ -7,6 +7,7 @@ Letters: S samples, T time steps, C components, D latent dimension.
 """
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -21,9 +22,10 @@ __all__ = ["plot_density", "plot_latents", "plot_transition_density"]
 
 
 def _check_component(name: str, component: int, size: int) -> None:
+    is_integer = isinstance(component, Integral) and not isinstance(component, bool)
     check(
-        0 <= component < size,
-        f"`{name}` must be from 0 to {size - 1}, got `{component}`.",
+        is_integer and 0 <= component < size,
+        f"`{name}` must be from 0 to {size - 1}, got `{component!r}`.",
     )
 
 
@@ -124,8 +126,12 @@ def plot_transition_density(
     ax.set_xlabel(f"z_{chosen[0]}")
     if len(chosen) == 2:
         x, y = (samples[:, one] for one in chosen)
-        # what was never drawn stays white
-        options = {"density": True, "cmin": 1e-12, "cmap": "viridis"} | kwargs
+        # what was never drawn stays white; densities are small where states are large
+        options = {
+            "density": True,
+            "cmin": np.finfo(float).tiny,
+            "cmap": "viridis",
+        } | kwargs
         ax.hist2d(x, y, bins=num_bins, **options)
         ax.set_ylabel(f"z_{chosen[1]}")
         return ax
@@ -240,7 +246,8 @@ def plot_density(
         Number of bins of the values, from the least to the greatest.
     ax
         Where to draw; the current axes by default. Series plotted on the same axes, by
-        darts or matplotlib, lie over it.
+        darts or matplotlib, lie over it. Plot dates of the past first: the view of the
+        axes ends where the lines do that pandas draws after.
     **kwargs
         Arguments of matplotlib's ``pcolormesh``, such as ``cmap``.
 
@@ -284,12 +291,17 @@ def plot_density(
     # cells reach halfway to the next step
     width = np.diff(times, append=2 * times[-1] - times[-2]) if len(times) > 1 else [1.0]
     ends = times + np.asarray(width) / 2
+    ends = np.concatenate([[2 * times[0] - ends[0]], ends])
     ax.pcolormesh(
-        np.concatenate([[2 * times[0] - ends[0]], ends]),
+        ends,
         edges,
         np.ma.masked_equal(shade, 0),
         **({"cmap": "Blues", "vmin": 0, "vmax": 1.2, "zorder": 0.5} | kwargs),
     )
+    if hasattr(ax, "freq"):
+        # pandas ends the view at the last step, in the middle of its cell
+        left, right = ax.get_xlim()
+        ax.set_xlim(min(left, ends[0]), max(right, ends[-1]))
     ax.set_xlabel(str(forecast.time_index.name or "time"))
     ax.set_ylabel(str(forecast.components[component]))
     return ax
