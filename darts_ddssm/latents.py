@@ -379,7 +379,6 @@ class LatentStateModel(WholeSeriesModel, ABC):
         """
         check_positive_integer("n", n)
         check_positive_integer("num_samples", num_samples)
-        self._check_fitted("simulate")
         self._check_has_scale("simulate")
         blank = self._blank(n, future_covariates, static_covariates)
         sample = self._sample(

@@ -50,6 +50,7 @@ class DDSSMModel(LatentStateModel):
         peak_kl_weight: float = 1.0,
         likelihood: TorchLikelihood | None = None,
         use_static_covariates: bool = True,
+        use_reversible_instance_norm: bool | dict | None = None,
         **kwargs: Any,
     ) -> None:
         """A Diffusion-Driven State Space Model (DDSSM), after [1]_.
@@ -118,6 +119,14 @@ class DDSSMModel(LatentStateModel):
         use_static_covariates
             Whether to use the static covariates of the target `series`, if there are
             any when the model is fitted.
+        use_reversible_instance_norm
+            Whether each window is normalised by the observed values of its input chunk,
+            a dictionary of arguments of darts' :class:`RINorm`, or ``None`` to have it
+            so where the level of the training series drifts: where, in their last third,
+            the level of the input chunk predicts that of the output chunk much better
+            than the mean of the first two thirds does. It takes forecasts beyond the
+            range of the training set, but then :meth:`log_likelihood` and
+            :meth:`simulate` are not defined. For likelihoods with a location and a scale.
         **kwargs
             Optional arguments of the Lightning module, the trainer, and darts'
             :class:`TorchForecastingModel`, such as ``batch_size``, ``n_epochs``,
@@ -212,7 +221,7 @@ class DDSSMModel(LatentStateModel):
                 )
             )
         likelihood = likelihood or GaussianLikelihood()
-        if kwargs.get("use_reversible_instance_norm") and not isinstance(
+        if use_reversible_instance_norm and not isinstance(
             likelihood, LOCATION_SCALE_FAMILIES
         ):
             raise_log(

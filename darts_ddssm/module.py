@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from darts.logging import raise_log
+from darts.logging import get_logger, raise_log
+from darts.models.components.layer_norm_variants import RINorm
 from darts.models.forecasting.pl_forecasting_module import PLForecastingModule
 from darts.utils.data import TorchTrainingDataset
 from darts.utils.data.torch_datasets.utils import (
@@ -37,6 +38,7 @@ from darts_ddssm.scaling import (
     Scale,
     dataset_scale,
     instance_scale,
+    level_drifts,
 )
 from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 from darts_ddssm.window import (
@@ -45,6 +47,8 @@ from darts_ddssm.window import (
     training_window,
     with_gaps,
 )
+
+logger = get_logger(__name__)
 
 # The weight of the divergence stays at the first value up to the first share of the
 # updates, is 1 at the second, at its peak from the third to the fourth, and 1 from the
@@ -111,11 +115,14 @@ class _DDSSMModule(PLForecastingModule):
         Network evaluations a forecast step.
     peak_kl_weight
         Weight of the divergence midway in training.
+    use_reversible_instance_norm
+        As for darts' module, or None to decide it by the training set.
     **kwargs
         Arguments of darts' :class:`PLForecastingModule`.
     """
 
     progress: Tensor
+    by_instance: Tensor
     target_shift: Tensor
     target_spread: Tensor
 
@@ -131,9 +138,15 @@ class _DDSSMModule(PLForecastingModule):
         hidden_size: int,
         num_solver_steps: int,
         peak_kl_weight: float,
+        use_reversible_instance_norm: bool | dict | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        decided = use_reversible_instance_norm is not None
+        super().__init__(
+            use_reversible_instance_norm=use_reversible_instance_norm or False, **kwargs
+        )
+        if not decided and self.has_location:
+            self.rin = RINorm(input_dim=self.n_targets, affine=False)
         self.num_solver_steps = num_solver_steps
         self.peak_kl_weight = peak_kl_weight
         self.ssm = StateSpaceModel(
@@ -145,11 +158,15 @@ class _DDSSMModule(PLForecastingModule):
             transition_order=transition_order,
             transition=transition,
             hidden_size=hidden_size,
+            reach=self.input_chunk_length + self.output_chunk_shift + self.output_chunk_length,
         )
         # Share of the updates done. Saved with the weights and never falling: training
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))
+        # Whether each window has its own scale: as the user says, or by the training set.
+        self.register_buffer("by_instance", torch.tensor(decided and self.rin is not None))
+        self.decides_scale = not decided and self.rin is not None
         # Scale of the training set, saved with the weights: see `set_scale`.
         self.register_buffer("target_shift", torch.zeros(num_components))
         self.register_buffer("target_spread", torch.ones(num_components))
@@ -214,12 +231,24 @@ class _DDSSMModule(PLForecastingModule):
         shift, spread = (torch.as_tensor(x) for x in dataset_scale(dataset))
         self.target_shift.copy_(shift)
         self.target_spread.copy_(spread)
+        if self.decides_scale:
+            chunks = self.input_chunk_length, self.output_chunk_shift
+            series = getattr(dataset, "series", [])
+            self.by_instance.fill_(
+                level_drifts(series, *chunks, self.output_chunk_length)
+            )
+            if self.by_instance:
+                logger.info(
+                    "The level of the training series drifts: each window is normalised by "
+                    "its input chunk. Set `use_reversible_instance_norm` to `False` or "
+                    "`True` to decide it yourself."
+                )
 
     def normalise(self, window: Window) -> tuple[Window, Scale]:
-        """Bring a window to the scale of the training set or, if asked, its own."""
+        """Bring a window to the scale of the training set and then, maybe, its own."""
         scale = Scale(self.target_shift, self.target_spread)
         x = scale.normalise(window.x)
-        if self.rin is not None:
+        if self.rin is not None and self.by_instance:
             rows = slice(0, self.input_chunk_length)
             instance = instance_scale(self.rin, x[:, rows], window.observed[:, rows])
             x, scale = instance.normalise(x), scale.after(instance)

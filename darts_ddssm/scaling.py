@@ -5,7 +5,8 @@ The state-space model works on values near zero with a spread near one, whatever
 units of the data, so that neither its training nor its numerical range depends on them.
 On top of that, reversible instance normalisation takes each window, input and output
 chunk, in the scale of the observed values of its input chunk; darts' own knows neither
-gaps nor output chunks.
+gaps nor output chunks. Unless the user says so, it is used where the level drifts: a
+network knows nothing of levels that it was not trained on.
 
 Letters: B batch, T time steps, C components, K parameters.
 
@@ -15,10 +16,12 @@ References
        Forecasting against Distribution Shift", ICLR 2022.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from darts import TimeSeries
 from darts.models.components.layer_norm_variants import RINorm
 from darts.utils.data import TorchTrainingDataset
 from darts.utils.likelihood_models.torch import (
@@ -40,6 +43,11 @@ LOCATION_SCALE_FAMILIES = (
 
 # Windows, evenly spaced, that the scale of a training set is taken from.
 NUM_WINDOWS = 1000
+
+# The level drifts where, out of sample, that of the input chunk is this much closer to
+# that of the output chunk than the mean of the past is, in squared error. A stationary
+# series with a memory of a window's length stays above it.
+MAX_DRIFT_RATIO = 0.6
 
 # Least spread of a component in rounding errors of its magnitude: a constant is forecast
 # as itself.
@@ -106,6 +114,69 @@ def dataset_scale(dataset: TorchTrainingDataset) -> tuple[np.ndarray, np.ndarray
     # a component of zeros alone has no magnitude either
     floor = MIN_SPREAD * rounding * np.where(magnitude > 0, magnitude, 1.0)
     return shift, np.maximum(spread, floor)
+
+
+def level_drifts(
+    series: Sequence[TimeSeries], input_length: int, gap: int, output_length: int
+) -> bool:
+    """Whether a window is better centred on its own past than on the training set.
+
+    The first two thirds of the windows of each series are taken for a training set, and
+    the levels of the output chunks in the last third are predicted by its mean and by
+    the level of the input chunk.
+
+    Parameters
+    ----------
+    series
+        The training series; those too short to tell are left out.
+    input_length, gap, output_length
+        Steps of the input chunk, between the chunks, and of the output chunk.
+    """
+    length = input_length + gap + output_length
+    past, later = [], []
+    for one in series:
+        # (T, C, samples) -> (T, C)
+        values = one.all_values(copy=False).astype(np.float64).mean(-1)
+        num_windows = len(values) - length + 1
+        if num_windows < 3:
+            continue
+        first = 2 * num_windows // 3
+        past.append(values[: first + length - 1])
+        starts = np.arange(first, num_windows)
+        ahead = starts + input_length + gap
+        levels = (
+            _levels(values, starts, starts + input_length),
+            _levels(values, ahead, ahead + output_length),
+        )
+        later.append(np.stack(levels))
+    if not later:
+        return False
+    known = np.concatenate(past)
+    # (2, windows, C)
+    own, actual = np.concatenate(later, axis=1)
+    observed = ~np.isnan(own + actual)
+    count = (~np.isnan(known)).sum(0)
+    mean = np.nansum(known, axis=0) / np.maximum(count, 1)
+    variance = np.nansum(np.square(known - mean), axis=0) / np.maximum(count, 1)
+    # each component in its own unit; constant ones say nothing
+    unit = np.where(variance > 0, variance, np.inf)
+    by_own, by_mean = (
+        np.where(observed, np.square(actual - guess) / unit, 0.0).sum()
+        for guess in (own, mean)
+    )
+    return bool(by_own < MAX_DRIFT_RATIO * by_mean)
+
+
+def _levels(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Mean of what is observed of each stretch of (T, C): (windows, C), NaN if nothing."""
+    observed = ~np.isnan(values)
+    sums, counts = (
+        np.concatenate([np.zeros_like(x[:1]), x.cumsum(0)])
+        for x in (np.where(observed, values, 0.0), observed.astype(np.float64))
+    )
+    count = counts[ends] - counts[starts]
+    total = sums[ends] - sums[starts]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def instance_scale(rin: RINorm, x: Tensor, observed: Tensor) -> Scale:

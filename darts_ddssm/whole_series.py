@@ -99,16 +99,17 @@ class WholeSeriesModel(MixedCovariatesTorchModel, ABC):
         )
 
     def _check_has_scale(self, method: str) -> None:
+        self._check_fitted(method)
         check(
-            not self.model_params.get("use_reversible_instance_norm"),
+            not self.model.by_instance,
             f"`{method}()` must be called on a model without "
             "`use_reversible_instance_norm`: with it, the density is that of a window "
-            "given its scale.",
+            "given its scale. Where the level drifts it is on unless set to `False`.",
         )
 
     def _check_length(self, method: str, sequence: Sequence[TimeSeries]) -> None:
         """With instance normalisation, a series has the scale of one window."""
-        if self.model_params.get("use_reversible_instance_norm"):
+        if self.model.by_instance:
             for i, one in enumerate(sequence):
                 check(
                     len(one) <= self._window_length,
@@ -177,6 +178,7 @@ class WholeSeriesModel(MixedCovariatesTorchModel, ABC):
         Covariates that are ``optional`` and not given are unknown. Those of
         ``add_encoders`` are added if ``encode``.
         """
+        given = {"past_covariates": past_covariates, "future_covariates": future_covariates}
         if encode and self.encoders is not None and self.encoders.encoding_available:
             # those of the whole series, as the start of a forecast would need them; darts
             # asks for the steps of a training window at least
@@ -215,8 +217,15 @@ class WholeSeriesModel(MixedCovariatesTorchModel, ABC):
                 f"`{method}()`, got {covariates.start_time()} to {covariates.end_time()}.",
             )
             parts[slot] = _on_index(covariates, index)
+            if slot in optional and given[name] is None:
+                # encodings alone, which darts puts after the user's covariates
+                width = getattr(self.train_sample, slot).shape[1] - parts[slot].shape[1]
+                unknown = ((0, 0), (width, 0))
+                parts[slot] = np.pad(parts[slot], unknown, constant_values=np.nan)
         if self.uses_static_covariates and series.static_covariates is not None:
-            parts["static_covariates"] = series.static_covariates_values(copy=False)
+            static = series.static_covariates_values(copy=False)
+            self._check_range("static_covariates", 0, static)
+            parts["static_covariates"] = static
         for slot in optional:
             trained = getattr(self.train_sample, slot)
             if trained is not None and slot not in parts:

@@ -14,7 +14,7 @@ def context_of(order: int | None, input_size: int = 1) -> Context:
     torch.manual_seed(0)
     sizes = (LATENT_DIM, input_size, HIDDEN_SIZE)
     if order is None:
-        return randomised(RecurrentContext(*sizes))
+        return randomised(RecurrentContext(*sizes, reach=5))
     return randomised(MarkovContext(*sizes, order=order))
 
 
@@ -31,7 +31,8 @@ def steps_that_see(context: Context, t: int) -> list[int]:
     changed = z.clone()
     changed[:, t] += 1.0
     off = (context(changed, u) - context(z, u)).abs().amax((0, 2))
-    return off.nonzero().flatten().tolist()
+    # beyond the rounding of the Fourier transform, in double precision
+    return (off > 1e-12).nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("order", [1, 3, None])
@@ -73,7 +74,7 @@ def test_inputs_count_at_their_own_step_and_with_their_latent(order):
     changed[:, 2] += 1.0
     off = (context(z, changed) - context(z, u)).abs().amax((0, 2))
     last = NUM_STEPS if order is None else 3 + order
-    assert off.nonzero().flatten().tolist() == list(range(2, last))
+    assert (off > 1e-12).nonzero().flatten().tolist() == list(range(2, last))
 
 
 @pytest.mark.parametrize("order", [1, 3, None])

@@ -28,6 +28,7 @@ def model_of(transition: str, order: int | None) -> StateSpaceModel:
         transition_order=order,
         transition=transition,
         hidden_size=8,
+        reach=4,
     )
     return randomised(model).eval()
 
@@ -257,6 +258,7 @@ def test_trained_bound_is_just_under_the_exact_log_likelihood(transition):
         transition_order=1,
         transition=transition,
         hidden_size=16,
+        reach=4,
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=300)
@@ -345,7 +347,7 @@ def test_states_after_the_last_observation_are_a_forecast(transition, order):
 def test_importance_weights_against_a_grid(transition):
     """The likelihood of a short series by the forward recursion on a grid of states."""
     torch.manual_seed(0)
-    model = StateSpaceModel(1, 1, 0, 0, 1, 1, transition, hidden_size=8)
+    model = StateSpaceModel(1, 1, 0, 0, 1, 1, transition, hidden_size=8, reach=4)
     model = randomised(model).eval().requires_grad_(False)
     model.transition.squared_scale.copy_(torch.tensor([1.0, 0.5]))
     x = torch.tensor([0.3, -0.5, 1.0, 0.2]).double().view(1, -1, 1)

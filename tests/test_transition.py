@@ -26,7 +26,7 @@ def transition_of(
     """Without inputs."""
     torch.manual_seed(0)
     if order is None:
-        context = RecurrentContext(latent_dim, 0, hidden_size)
+        context = RecurrentContext(latent_dim, 0, hidden_size, reach=4)
     else:
         context = MarkovContext(latent_dim, 0, hidden_size, order=order)
     return kind(context, hidden_size).double()

@@ -6,7 +6,8 @@ vector for z_t: an input that acts with a delay is not for the latent to remembe
 works in two ways that give the same result: over a whole path at once, in training, and
 step by step with a carried :class:`History`, in the roll-out.
 
-Letters: N rows, T time steps, D latent dimension, U inputs, H hidden size, J order.
+Letters: N rows, T time steps, D latent dimension, U inputs, H hidden size, J order,
+K steps that a kernel reaches back, O sums.
 """
 
 from abc import ABC, abstractmethod
@@ -129,6 +130,48 @@ class MarkovContext(Context):
         return History(z, started, torch.cat([kept, z, started, u], dim=-1))
 
 
+class LagKernel(nn.Module):
+    """Weighted sums of the last K latents: a linear autoregression of order K.
+
+    A season that lies many steps back is one weight away, where a recurrent network has
+    to carry it along.
+
+    Parameters
+    ----------
+    latent_dim
+        Dimension D of the latent.
+    reach
+        Number K of past steps.
+    num_sums
+        Number O of sums.
+    """
+
+    def __init__(self, latent_dim: int, reach: int, num_sums: int) -> None:
+        super().__init__()
+        self.reach = reach
+        # of K steps ago first
+        self.weight = nn.Parameter(torch.zeros(reach, latent_dim, num_sums))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Sums before each step of a path: (N, T, D) -> (N, T, O).
+
+        By Fourier transform, so that the cost hardly grows with K.
+        """
+        num_steps = z.shape[1]
+        size = num_steps + self.reach
+        with torch.autocast(z.device.type, enabled=False):
+            # 16 bits have no transform
+            dtype = torch.promote_types(self.weight.dtype, torch.float32)
+            path = torch.fft.rfft(shift_right(z).to(dtype), size, dim=1)
+            kernel = torch.fft.rfft(self.weight.to(dtype).flip(0), size, dim=0)
+            sums = torch.einsum("nfd,fdo->nfo", path, kernel)
+            return torch.fft.irfft(sums, size, dim=1)[:, :num_steps].to(z.dtype)
+
+    def last(self, past: Tensor) -> Tensor:
+        """Sums after the last K latents, oldest first: (N, K * D) -> (N, O)."""
+        return past @ self.weight.flatten(0, 1)
+
+
 class RecurrentContext(Context):
     """Context of a transition of unbounded order: a GRU over all past steps.
 
@@ -136,35 +179,48 @@ class RecurrentContext(Context):
     ----------
     latent_dim, input_size, hidden_size
         As for :class:`Context`.
+    reach
+        Number K of past latents that are also seen directly, through a
+        :class:`LagKernel`.
     """
 
-    def __init__(self, latent_dim: int, input_size: int, hidden_size: int) -> None:
+    def __init__(
+        self, latent_dim: int, input_size: int, hidden_size: int, reach: int
+    ) -> None:
         super().__init__(latent_dim, input_size, hidden_size)
+        num_sums = max(hidden_size // 4, 1)
         self.gru = nn.GRU(latent_dim + input_size, hidden_size, batch_first=True)
+        self.kernel = LagKernel(latent_dim, reach, num_sums)
+        # what a history keeps beside the last latent: of the GRU, and the last K latents
+        self.memory_sizes = [hidden_size, reach * latent_dim]
         # The latent of one step ago also goes past the GRU, which bounds what it keeps.
-        self.network = MLP(
-            hidden_size + latent_dim + 1 + input_size, hidden_size, hidden_size
-        )
+        size = hidden_size + num_sums + latent_dim + 1 + input_size
+        self.network = MLP(size, hidden_size, hidden_size)
 
     def features(self, z: Tensor, u: Tensor) -> Tensor:
         started = torch.ones_like(z[..., :1])
         started[:, 0] = 0.0
         memory = shift_right(self.gru(torch.cat([z, u], dim=-1))[0])
-        return torch.cat([memory, shift_right(z), started, u], dim=-1)
+        parts = [memory, self.kernel(z), shift_right(z), started, u]
+        return torch.cat(parts, dim=-1)
 
     def start(self, num_rows: int, like: Tensor) -> History:
         return History(
             previous=like.new_zeros(num_rows, self.latent_dim),
             started=like.new_zeros(num_rows, 1),
-            memory=like.new_zeros(num_rows, self.gru.hidden_size),
+            memory=like.new_zeros(num_rows, sum(self.memory_sizes)),
         )
 
     def context(self, history: History, u: Tensor) -> Tensor:
-        previous, started, memory = history
-        return self.network(torch.cat([memory, previous, started, u], dim=-1))
+        memory, past = history.memory.split(self.memory_sizes, dim=-1)
+        parts = [memory, self.kernel.last(past), history.previous, history.started, u]
+        return self.network(torch.cat(parts, dim=-1))
 
     def append(self, history: History, z: Tensor, u: Tensor) -> History:
+        memory, past = history.memory.split(self.memory_sizes, dim=-1)
         # (N, D + U) -> (N, 1, D + U), one step of the sequence
         step = torch.cat([z, u], dim=-1).unsqueeze(1)
-        _, memory = self.gru(step, history.memory.unsqueeze(0))
-        return History(z, torch.ones_like(history.started), memory.squeeze(0))
+        _, memory = self.gru(step, memory.unsqueeze(0).contiguous())
+        # the oldest latent makes room
+        memory = torch.cat([memory.squeeze(0), past[:, self.latent_dim :], z], dim=-1)
+        return History(z, torch.ones_like(history.started), memory)

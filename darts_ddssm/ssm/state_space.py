@@ -89,6 +89,8 @@ class StateSpaceModel(nn.Module):
         ``"diffusion"`` or ``"gaussian"``.
     hidden_size
         Width H of every network.
+    reach
+        Number of past latents that a transition of unbounded order sees directly.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class StateSpaceModel(nn.Module):
         transition_order: int | None,
         transition: str,
         hidden_size: int,
+        reach: int,
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
@@ -108,7 +111,7 @@ class StateSpaceModel(nn.Module):
         sizes = (latent_dim, input_size + past_size, hidden_size)
         context: Context
         if transition_order is None:
-            context = RecurrentContext(*sizes)
+            context = RecurrentContext(*sizes, reach)
         else:
             context = MarkovContext(*sizes, transition_order)
         self.transition: Transition

@@ -1,0 +1,85 @@
+"""
+Where the DDSSM wins and where it loses: accuracy, calibration, robustness, cost.
+
+    python examples/benchmark --suite simulated robustness real scaling --jobs 2
+    python examples/benchmark --suite real --data-dir ../shared/data
+
+Every finished cell (a setting, a method and a seed) is stored at once in
+``<out-dir>/<suite>.csv``; a run that was stopped goes on where it was. Tables
+(``<suite>.md``) and pictures are made of that file at the end.
+"""
+
+import argparse
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cells import Cell, Options, Store
+from methods import Budget, quiet
+from suites import SUITES, run_cell
+
+def run_suite(name: str, store: Store, cells: Sequence[Cell], options: Options, jobs: int):
+    """Run the cells that are not done, each in a fresh process."""
+    with ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        futures = {pool.submit(run_cell, name, cell, options): cell for cell in cells}
+        for future in tqdm(as_completed(futures), name, total=len(futures), unit="cell"):
+            store.add(futures[future], *future.result())
+
+
+def write_report(name: str, store: Store, folder: Path) -> None:
+    """Make tables and pictures of what is stored."""
+    frame, errors = store.read()
+    parts = [f"# {name}"]
+    if len(frame):
+        order = SUITES[name].methods
+        frame = frame.sort_values("method", key=lambda m: m.map(list(order).index))
+        parts.append(SUITES[name].report(frame, folder))
+    for setting, method, seed, error in errors.itertuples(index=False, name=None):
+        parts.append(f"Failed: {setting}, {method}, seed {seed}\n\n```\n{error}\n```")
+    (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n")
+
+
+def chosen(what: str, asked: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Return those asked for, or all."""
+    unknown = set(asked or []) - set(known)
+    if unknown:
+        raise SystemExit(f"{what} must be of {list(known)}, got {sorted(unknown)}")
+    return [x for x in known if not asked or x in asked]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", nargs="+", required=True, choices=list(SUITES))
+    parser.add_argument("--data-dir", help="CSV files, e.g. ../shared/data; else download")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--budget", type=float, help="seconds of training a model")
+    parser.add_argument("--max-updates", type=int, default=3000)
+    parser.add_argument("--settings", nargs="+", help="series, conditions or sizes")
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--out-dir", type=Path, default=Path("benchmark_results"))
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread")
+    parser.add_argument("--report-only", action="store_true")
+    args = parser.parse_args(argv)
+    quiet()
+    for name in args.suite:
+        suite, store = SUITES[name], Store(args.out_dir / f"{name}.csv")
+        if not args.report_only:
+            settings = chosen("--settings", args.settings, suite.settings)
+            methods = chosen("--methods", args.methods, suite.methods)
+            seconds = suite.seconds if args.budget is None else args.budget
+            options = Options(Budget(seconds, args.max_updates), args.data_dir)
+            done = store.done()
+            cells = [c for c in suite.cells(settings, methods, args.seeds) if c not in done]
+            run_suite(name, store, cells, options, args.jobs)
+        write_report(name, store, args.out_dir)
+
+
+if __name__ == "__main__":
+    main()

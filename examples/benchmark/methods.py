@@ -1,0 +1,230 @@
+"""The methods that are compared, and training them for an equal time.
+
+Every torch model gets the same windows, the same scaling, the same kind of learning-rate
+schedule and the same seconds of training. How many updates fit is found by timing some,
+so that schedules know their length. The best epoch by validation loss is kept.
+"""
+
+import logging
+import math
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from darts import TimeSeries
+from darts.models import RNNModel, TFTModel, TiDEModel
+from darts.models.forecasting.torch_forecasting_model import TorchForecastingModel
+from darts.utils.likelihood_models.torch import GaussianLikelihood, QuantileRegression
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+
+from darts_ddssm import DDSSMModel
+
+BATCH_SIZE = 64
+# Updates that are timed, after some that warm up.
+WARM_UP, TIMED = 5, 15
+MIN_UPDATES = 50
+# An epoch shorter than this would spend its time on validation.
+UPDATES_BETWEEN_VALIDATIONS = 20
+
+Maker = Callable[..., TorchForecastingModel]
+
+
+def quiet() -> None:
+    """Keep one thread and the logs of darts and Lightning out of the way."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in ("pytorch_lightning", "lightning.pytorch", "darts"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def rnn(input_chunk_length: int, output_chunk_length: int, **kwargs: Any) -> RNNModel:
+    """DeepAR's recipe: an LSTM that is fed its own samples."""
+    return RNNModel(
+        input_chunk_length=input_chunk_length,
+        training_length=input_chunk_length + output_chunk_length,
+        model="LSTM",
+        hidden_dim=40,
+        n_rnn_layers=2,
+        dropout=0.1,
+        likelihood=GaussianLikelihood(),
+        **kwargs,
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A torch model with its own settings.
+
+    Attributes
+    ----------
+    make
+        Constructor, given the chunk lengths and what all models share.
+    lr
+        Highest learning rate of its schedule.
+    patience
+        Share of the updates without progress after which training ends; 1 for never.
+    settings
+        Its own arguments.
+    """
+
+    make: Maker
+    lr: float
+    patience: float = 1 / 3
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, **kwargs: Any) -> TorchForecastingModel:
+        return self.make(**(self.settings | kwargs))
+
+
+# The weight of the DDSSM's divergence changes during training, and with it the meaning
+# of "no progress": it is never stopped early.
+TORCH_METHODS = {
+    "DDSSM": Method(DDSSMModel, lr=5e-3, patience=1.0),
+    "DDSSM (Gaussian)": Method(
+        DDSSMModel, lr=5e-3, patience=1.0, settings={"transition": "gaussian"}
+    ),
+    "RNNModel": Method(rnn, lr=2e-3),
+    "TiDEModel": Method(TiDEModel, lr=1e-3, settings={"likelihood": QuantileRegression()}),
+    "TFTModel": Method(
+        TFTModel,
+        lr=2e-3,
+        settings={
+            "likelihood": QuantileRegression(),
+            "add_relative_index": True,
+            "hidden_size": 32,
+        },
+    ),
+}
+
+
+class Clock(Callback):
+    """Seconds of each update."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What training may cost.
+
+    Attributes
+    ----------
+    seconds
+        Time of training a model.
+    max_updates
+        Most updates, however fast they are.
+    """
+
+    seconds: float
+    max_updates: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted model and what it cost."""
+
+    model: TorchForecastingModel
+    updates: int
+    seconds: float
+
+    @property
+    def cost(self) -> dict[str, float]:
+        return {"updates": self.updates, "fit_seconds": self.seconds}
+
+
+def _trainer(max_steps: int, callbacks: Sequence[Callback], **kwargs: Any) -> dict[str, Any]:
+    return {
+        "accelerator": "cpu",
+        "max_steps": max_steps,
+        "callbacks": list(callbacks),
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "logger": False,
+        **kwargs,
+    }
+
+
+def train(
+    method: Method,
+    series: Sequence[TimeSeries],
+    budget: Budget,
+    seed: int,
+    validation: Sequence[TimeSeries] | None = None,
+    **kwargs: Any,
+) -> Trained:
+    """Fit a model for the time of a budget.
+
+    Parameters
+    ----------
+    method
+        The model.
+    series
+        What it is trained on, scaled.
+    budget
+        Seconds and most updates.
+    seed
+        Seed of the model.
+    validation
+        Series whose loss says which epoch was the best; without it the last one is kept.
+    **kwargs
+        The chunk lengths and other arguments of the model.
+    """
+    kwargs |= {"batch_size": BATCH_SIZE, "n_epochs": 10**6, "random_state": seed}
+    clock = Clock()
+    probe = _trainer(WARM_UP + TIMED, [clock])
+    method(pl_trainer_kwargs=probe, **kwargs).fit(series)
+    fitting = int(budget.seconds / statistics.median(clock.seconds[WARM_UP:]))
+    updates = int(np.clip(fitting, MIN_UPDATES, budget.max_updates))
+
+    schedule = {
+        "optimizer_kwargs": {"lr": method.lr},
+        "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
+        "lr_scheduler_kwargs": {
+            "max_lr": method.lr,
+            "total_steps": updates,
+            "pct_start": 0.1,
+            "interval": "step",
+        },
+    }
+    if validation is None:
+        model = method(pl_trainer_kwargs=_trainer(updates, []), **schedule, **kwargs)
+        start = time.perf_counter()
+        model.fit(series)
+        return Trained(model, updates, time.perf_counter() - start)
+
+    length = kwargs["input_chunk_length"] + kwargs["output_chunk_length"]
+    windows = sum(max(len(one) - length + 1, 0) for one in series)
+    epoch = math.ceil(windows / BATCH_SIZE)
+    every = math.ceil(UPDATES_BETWEEN_VALIDATIONS / epoch)
+    clock = Clock()
+    callbacks: list[Callback] = [clock]
+    if method.patience < 1:
+        patience = math.ceil(method.patience * updates / (every * epoch))
+        callbacks.append(EarlyStopping("val_loss", patience=patience))
+    trainer = _trainer(updates, callbacks, check_val_every_n_epoch=every)
+    with tempfile.TemporaryDirectory() as work_dir:
+        model = method(
+            pl_trainer_kwargs=trainer,
+            save_checkpoints=True,
+            work_dir=work_dir,
+            model_name="model",
+            **schedule,
+            **kwargs,
+        )
+        start = time.perf_counter()
+        model.fit(series, val_series=validation, load_best=True)
+        seconds = time.perf_counter() - start
+        return Trained(model, len(clock.seconds), seconds)
