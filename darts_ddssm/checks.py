@@ -1,6 +1,7 @@
 """Checks of arguments that several faces share."""
 
-from numbers import Integral
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 from darts.logging import raise_log
@@ -16,3 +17,11 @@ def check_positive_integer(name: str, value: Any) -> None:
     """Raise a `ValueError` that names a value which is no integer above zero."""
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     check(is_integer and value >= 1, f"`{name}` must be an integer >= 1, got `{value!r}`.")
+
+
+def check_positive_number(name: str, value: Any, or_zero: bool = False) -> None:
+    """Raise a `ValueError` that names a value which is no finite number above zero."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    in_range = is_number and isfinite(value) and (value > 0 or (or_zero and value == 0))
+    kind = "a number >= 0" if or_zero else "a positive number"
+    check(in_range, f"`{name}` must be {kind}, got `{value!r}`.")

@@ -32,6 +32,7 @@ from darts_ddssm.density import (
     marginal_parameters,
     negative_log_likelihood,
 )
+from darts_ddssm.overshooting import OVERSHOOTING_FAMILIES, overshooting_score
 from darts_ddssm.queries import Query
 from darts_ddssm.scaling import (
     LOCATION_SCALE_FAMILIES,
@@ -62,6 +63,9 @@ UNLIMITED_UPDATES = 3000
 # Share of a training batch on which the encoder practises gaps. Without practice it is
 # lost where a value is missing, as it will be in the series of `impute`.
 PRACTICE_SHARE = 0.25
+
+# Share of the updates after which forecasts of several steps are trained too.
+OVERSHOOTING_START = 0.3
 
 # Latent paths over which the moments of a predictive marginal are taken.
 NUM_MOMENT_PATHS = 500
@@ -115,6 +119,8 @@ class _DDSSMModule(PLForecastingModule):
         Network evaluations a forecast step.
     peak_kl_weight
         Weight of the divergence midway in training.
+    overshooting_weight
+        Weight of the score of forecasts of several steps.
     use_reversible_instance_norm
         As for darts' module, or None to decide it by the training set.
     **kwargs
@@ -138,6 +144,7 @@ class _DDSSMModule(PLForecastingModule):
         hidden_size: int,
         num_solver_steps: int,
         peak_kl_weight: float,
+        overshooting_weight: float,
         use_reversible_instance_norm: bool | dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -149,6 +156,12 @@ class _DDSSMModule(PLForecastingModule):
             self.rin = RINorm(input_dim=self.n_targets, affine=False)
         self.num_solver_steps = num_solver_steps
         self.peak_kl_weight = peak_kl_weight
+        self.overshooting_weight = overshooting_weight
+        chunks = (
+            self.input_chunk_length,
+            self.output_chunk_shift,
+            self.output_chunk_length,
+        )
         self.ssm = StateSpaceModel(
             num_components=num_components,
             num_parameters=num_parameters,
@@ -158,7 +171,9 @@ class _DDSSMModule(PLForecastingModule):
             transition_order=transition_order,
             transition=transition,
             hidden_size=hidden_size,
-            reach=self.input_chunk_length + self.output_chunk_shift + self.output_chunk_length,
+            reach=self.input_chunk_length
+            + self.output_chunk_shift
+            + self.output_chunk_length,
         )
         # Share of the updates done. Saved with the weights and never falling: training
         # that is resumed goes on where it was, and a fitted model that is fitted again
@@ -234,9 +249,7 @@ class _DDSSMModule(PLForecastingModule):
         if self.decides_scale:
             chunks = self.input_chunk_length, self.output_chunk_shift
             series = getattr(dataset, "series", [])
-            self.by_instance.fill_(
-                level_drifts(series, *chunks, self.output_chunk_length)
-            )
+            self.by_instance.fill_(level_drifts(series, *chunks, self.output_chunk_length))
             if self.by_instance:
                 logger.info(
                     "The level of the training series drifts: each window is normalised by "
@@ -289,6 +302,23 @@ class _DDSSMModule(PLForecastingModule):
         kl = kl * window.weight.mean(-1)
         return nll + kl_weight * kl.mean() / x.shape[-1]
 
+    def overshooting_loss(self, window: Window) -> Tensor:
+        """Weighted score of forecasts of several steps, a scalar; zero early on."""
+        length = self.output_chunk_length
+        if (
+            # a forecast of one step is what the bound trains
+            self.overshooting_weight == 0
+            or length + self.output_chunk_shift == 1
+            or self.progress < OVERSHOOTING_START
+            or not isinstance(self.likelihood, OVERSHOOTING_FAMILIES)
+        ):
+            return window.x.new_zeros(())
+        normalised, _ = self.normalise(window)
+        score = overshooting_score(
+            self.ssm, self.likelihood, normalised, self.input_chunk_length, length
+        )
+        return self.overshooting_weight * score
+
     def _train_val_step(
         self,
         batch: TorchTrainingBatch,
@@ -302,12 +332,13 @@ class _DDSSMModule(PLForecastingModule):
         if is_training:
             num_practice = int(PRACTICE_SHARE * len(window.x))
             loss = self.negative_elbo(window, self.kl_weight, num_practice)
+            total = loss + self.overshooting_loss(window)
         else:
-            loss = self.negative_elbo(window, 1.0)
-        if is_training and not loss.isfinite():
+            total = loss = self.negative_elbo(window, 1.0)
+        if is_training and not total.isfinite():
             raise_log(
                 RuntimeError(
-                    f"The training loss became non-finite (`{loss.item()}`). Check that "
+                    f"The training loss became non-finite (`{total.item()}`). Check that "
                     "the covariates are scaled (e.g. with darts' `Scaler`), and the series "
                     "where the likelihood is that of positive numbers, then try a "
                     "smaller learning rate (`optimizer_kwargs`) or a smaller "
@@ -324,7 +355,7 @@ class _DDSSMModule(PLForecastingModule):
         )
         if len(metrics):
             self._update_metrics_with_sample(batch, metrics)
-        return loss
+        return total
 
     @torch.no_grad()
     def _update_metrics_with_sample(

@@ -45,6 +45,8 @@ def test_step_by_step_is_the_whole_path_at_once(order, input_size):
         steps.append(context.context(history, u_t))
         history = context.append(history, z_t, u_t)
     torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u))
+    for part, at_once in zip(history, context.after(z, u), strict=True):
+        torch.testing.assert_close(part, at_once)
 
 
 @pytest.mark.parametrize("order", [1, 3, None])

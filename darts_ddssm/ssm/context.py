@@ -76,6 +76,10 @@ class Context(nn.Module, ABC):
         """Return the empty history of ``num_rows`` paths, of the type of ``like``."""
 
     @abstractmethod
+    def after(self, z: Tensor, u: Tensor) -> History:
+        """Return the history that is a whole path: (N, T, D) and (N, T, U)."""
+
+    @abstractmethod
     def context(self, history: History, u: Tensor) -> Tensor:
         """Context of the next step: a history and inputs (N, U) -> (N, H)."""
 
@@ -120,6 +124,12 @@ class MarkovContext(Context):
             started=like.new_zeros(num_rows, 1),
             memory=like.new_zeros(num_rows, self.order * self.slot_size),
         )
+
+    def after(self, z: Tensor, u: Tensor) -> History:
+        steps = torch.cat([z, torch.ones_like(z[..., :1]), u], dim=-1)
+        slots = nn.functional.pad(steps, (0, 0, self.order, 0))[:, -self.order :]
+        # (N, J, D + 1 + U) -> (N, J * (D + 1 + U)), oldest slot first
+        return History(z[:, -1], torch.ones_like(z[:, -1, :1]), slots.flatten(1))
 
     def context(self, history: History, u: Tensor) -> Tensor:
         return self.network(torch.cat([history.memory, u], dim=-1))
@@ -210,6 +220,14 @@ class RecurrentContext(Context):
             started=like.new_zeros(num_rows, 1),
             memory=like.new_zeros(num_rows, sum(self.memory_sizes)),
         )
+
+    def after(self, z: Tensor, u: Tensor) -> History:
+        _, memory = self.gru(torch.cat([z, u], dim=-1))
+        reach = self.kernel.reach
+        past = nn.functional.pad(z, (0, 0, reach, 0))[:, -reach:]
+        # (1, N, H) and (N, K, D) -> (N, H + K * D)
+        memory = torch.cat([memory.squeeze(0), past.flatten(1)], dim=-1)
+        return History(z[:, -1], torch.ones_like(z[:, -1, :1]), memory)
 
     def context(self, history: History, u: Tensor) -> Tensor:
         memory, past = history.memory.split(self.memory_sizes, dim=-1)

@@ -262,6 +262,9 @@ class StateSpaceModel(nn.Module):
         floor = self.transition.min_std(num_steps)
         inputs, missing = window.transition_inputs, ~window.observed.any(-1)
         any_missing = missing.any(0).tolist()
+        if not any(any_missing) and not mean:
+            z, _, _ = self.encoder.path(projection.repeat(1, num_samples, 1), floor)
+            return context.after(z, inputs.repeat(num_samples, 1, 1))
         history = context.start(num_samples * batch_size, projection)
         for t in range(num_steps):
             u_t = inputs[:, t].repeat(num_samples, 1)

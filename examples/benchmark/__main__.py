@@ -10,36 +10,35 @@ Every finished cell (a setting, a method and a seed) is stored at once in
 """
 
 import argparse
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-
-from tqdm import tqdm
 
 from cells import Cell, Options, Store
 from methods import Budget, quiet
-from suites import SUITES, run_cell
+from suites import SUITES, run_apart
+from tqdm import tqdm
 
-def run_suite(name: str, store: Store, cells: Sequence[Cell], options: Options, jobs: int):
-    """Run the cells that are not done, each in a fresh process."""
-    with ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        futures = {pool.submit(run_cell, name, cell, options): cell for cell in cells}
+
+def run_suite(
+    name: str, store: Store, cells: Sequence[Cell], options: Options, jobs: int
+) -> None:
+    """Run cells, each in a fresh process that a thread waits for."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run_apart, name, cell, options): cell for cell in cells}
         for future in tqdm(as_completed(futures), name, total=len(futures), unit="cell"):
             store.add(futures[future], *future.result())
 
 
-def write_report(name: str, store: Store, folder: Path) -> None:
-    """Make tables and pictures of what is stored."""
-    frame, errors = store.read()
-    parts = [f"# {name}"]
+def write_report(name: str, store: Store, folder: Path, seconds: float) -> None:
+    """Make tables and pictures of what is stored for a budget."""
+    frame, errors = (part[part["budget"] == seconds] for part in store.read())
+    parts = [f"# {name}", f"At most {seconds:g} seconds of training a model."]
     if len(frame):
         order = SUITES[name].methods
         frame = frame.sort_values("method", key=lambda m: m.map(list(order).index))
         parts.append(SUITES[name].report(frame, folder))
-    for setting, method, seed, error in errors.itertuples(index=False, name=None):
+    for setting, method, seed, _, error in errors.itertuples(index=False, name=None):
         parts.append(f"Failed: {setting}, {method}, seed {seed}\n\n```\n{error}\n```")
     (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n")
 
@@ -70,15 +69,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet()
     for name in args.suite:
         suite, store = SUITES[name], Store(args.out_dir / f"{name}.csv")
+        seconds = suite.seconds if args.budget is None else args.budget
         if not args.report_only:
             settings = chosen("--settings", args.settings, suite.settings)
             methods = chosen("--methods", args.methods, suite.methods)
-            seconds = suite.seconds if args.budget is None else args.budget
             options = Options(Budget(seconds, args.max_updates), args.data_dir)
             done = store.done()
-            cells = [c for c in suite.cells(settings, methods, args.seeds) if c not in done]
+            every = suite.cells(settings, methods, args.seeds, seconds)
+            cells = [cell for cell in every if cell not in done]
             run_suite(name, store, cells, options, args.jobs)
-        write_report(name, store, args.out_dir)
+        write_report(name, store, args.out_dir, seconds)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
 """One number of work: a setting, a method and a seed; and a store of what came out."""
 
 import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-
 from methods import Budget
 
 
 class Cell(NamedTuple):
-    """One run of one method."""
+    """One run of one method, with a budget in seconds of training."""
 
     setting: str
     method: str
     seed: int
+    budget: float
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,16 @@ class Suite:
     seconds: float
     applies: Callable[[str, str], bool] = lambda setting, method: True
 
-    def cells(self, settings: Sequence[str], methods: Sequence[str], seeds: Sequence[int]):
+    def cells(
+        self,
+        settings: Sequence[str],
+        methods: Sequence[str],
+        seeds: Sequence[int],
+        seconds: float,
+    ) -> list[Cell]:
         """All cells, seed by seed, so that an early stop leaves whole tables."""
         return [
-            Cell(setting, method, seed)
+            Cell(setting, method, seed, seconds)
             for seed in seeds
             for setting in settings
             for method in methods
@@ -95,12 +102,17 @@ class Store:
         rows = [(*cell, name, value, "") for name, value in scores.items()]
         if error:
             rows = [(*cell, "", "", error)]
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        # in one piece: a cell is there as a whole or not at all
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows(rows)
+            file.write(text.getvalue())
 
     def read(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return scores, a row a cell and a column a score, and the cells that failed."""
-        frame = pd.read_csv(self.path, dtype={"setting": str, "error": str})
+        frame = pd.read_csv(
+            self.path, dtype={"setting": str, "error": str, "budget": float}
+        )
         failed = frame["error"].notna()
         keys = list(Cell._fields)
         scores = frame[~failed].pivot_table(
@@ -110,10 +122,10 @@ class Store:
         errors = frame.loc[failed, [*keys, "error"]].drop_duplicates(keys, keep="last")
         done = set(scores[keys].itertuples(index=False, name=None))
         mended = [row in done for row in errors[keys].itertuples(index=False, name=None)]
-        return scores, errors[[not m for m in mended]]
+        return scores, errors.loc[[not m for m in mended]]
 
     def done(self) -> set[Cell]:
         """Cells that have scores."""
         scores = self.read()[0]
         rows = scores[list(Cell._fields)].itertuples(index=False, name=None)
-        return {Cell(setting, method, int(seed)) for setting, method, seed in rows}
+        return {Cell(*row) for row in rows}

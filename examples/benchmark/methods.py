@@ -145,7 +145,9 @@ class Trained:
         return {"updates": self.updates, "fit_seconds": self.seconds}
 
 
-def _trainer(max_steps: int, callbacks: Sequence[Callback], **kwargs: Any) -> dict[str, Any]:
+def _trainer(
+    max_steps: int, callbacks: Sequence[Callback], **kwargs: Any
+) -> dict[str, Any]:
     return {
         "accelerator": "cpu",
         "max_steps": max_steps,
@@ -189,6 +191,16 @@ def train(
     fitting = int(budget.seconds / statistics.median(clock.seconds[WARM_UP:]))
     updates = int(np.clip(fitting, MIN_UPDATES, budget.max_updates))
 
+    length = kwargs["input_chunk_length"] + kwargs["output_chunk_length"]
+    windows = sum(max(len(one) - length + 1, 0) for one in series)
+    epoch = math.ceil(windows / BATCH_SIZE)
+    every = math.ceil(UPDATES_BETWEEN_VALIDATIONS / epoch)
+    every = max(1, min(every, updates // epoch))
+    if validation is not None:
+        # To the end of an epoch that is validated: without one there is no best. One
+        # epoch at least, even where it is longer than the budget.
+        updates = max(updates // (every * epoch), 1) * every * epoch
+
     schedule = {
         "optimizer_kwargs": {"lr": method.lr},
         "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
@@ -205,10 +217,6 @@ def train(
         model.fit(series)
         return Trained(model, updates, time.perf_counter() - start)
 
-    length = kwargs["input_chunk_length"] + kwargs["output_chunk_length"]
-    windows = sum(max(len(one) - length + 1, 0) for one in series)
-    epoch = math.ceil(windows / BATCH_SIZE)
-    every = math.ceil(UPDATES_BETWEEN_VALIDATIONS / epoch)
     clock = Clock()
     callbacks: list[Callback] = [clock]
     if method.patience < 1:

@@ -11,17 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import report
+import scores
+from cells import Cell, Options, Suite
 from darts import TimeSeries, datasets
 from darts.dataprocessing.transformers import Scaler
 from darts.models import ExponentialSmoothing
 from darts.utils.missing_values import fill_missing_values
 from darts.utils.utils import ModelMode, SeasonalityMode
-from sklearn.preprocessing import StandardScaler
-
-import report
-import scores
-from cells import Cell, Options, Suite
 from methods import TORCH_METHODS, train
+from sklearn.preprocessing import StandardScaler
 
 NUM_SAMPLES = 100
 MAX_FORECASTS = 60
@@ -104,9 +103,7 @@ SERIES = {
     "heart rate": RealSeries(
         datasets.HeartRateDataset, "heart_rate.csv", "Heart rate", None, 60, 20, 1
     ),
-    "electricity": RealSeries(
-        datasets.TaylorDataset, "taylor.csv", "Y", None, 144, 48, 48
-    ),
+    "electricity": RealSeries(datasets.TaylorDataset, "taylor.csv", "Y", None, 144, 48, 48),
     "oil temperature": RealSeries(
         datasets.ETTh1Dataset, "ETTh1.csv", "OT", "h", 96, 24, 24, 6000
     ),
@@ -114,7 +111,10 @@ SERIES = {
 
 
 def interpolated(series: TimeSeries) -> TimeSeries:
-    """Fill the gaps, for methods that cannot deal with them."""
+    """Fill the gaps, for methods that cannot deal with them.
+
+    A context is cut before it is filled: across its end the future would fill the gap.
+    """
     return fill_missing_values(series)
 
 
@@ -156,9 +156,8 @@ def local_forecasts(
 ) -> Iterator[np.ndarray]:
     """Forecasts of a method that sees one series up to each end: (S, n) each."""
     rng = np.random.default_rng(seed)
-    filled = interpolated(series)
     for end in ends:
-        past = filled[:end]
+        past = interpolated(series[:end])
         if method == "Seasonal naive":
             values = past.values()[:, 0]
             yield seasonal_naive(values, real.horizon, real.season, NUM_SAMPLES, rng)
@@ -179,13 +178,15 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
 
     clock = report.Stopwatch()
     if cell.method in TORCH_METHODS:
-        given = series if cell.method.startswith("DDSSM") else interpolated(series)
-        scaler = Scaler(StandardScaler(), global_fit=True)
-        past = scaler.fit_transform(given[:start]).astype(np.float32)
-        scaled = scaler.transform(given).astype(np.float32)
+        takes_gaps = cell.method.startswith("DDSSM")
+        given = [s if takes_gaps else interpolated(s) for s in (series[:e] for e in ends)]
         fit_end = int(FIT_SHARE * start)
         # at least one window to validate on
         fit_end = min(fit_end, start - real.horizon)
+        scaler = Scaler(StandardScaler(), global_fit=True)
+        scaler.fit(given[0][:fit_end])
+        scaled = [s.astype(np.float32) for s in scaler.transform(given)]
+        past = scaled[0]
         trained = train(
             TORCH_METHODS[cell.method],
             [past[:fit_end]],
@@ -198,7 +199,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
         clock.restart()
         forecasts = trained.model.predict(
             real.horizon,
-            series=[scaled[:end] for end in ends],
+            series=scaled,
             num_samples=NUM_SAMPLES,
             random_state=cell.seed,
         )
@@ -233,7 +234,9 @@ def summary(frame: pd.DataFrame, folder: Path) -> str:
     crps = table("crps")
     spread = frame.groupby(["setting", "method"])["crps"].std().unstack("method")
     spread = spread.reindex(index=names, columns=methods)
-    report.dots(crps.div(crps.min(axis=1), axis=0), "CRPS over the best", folder / "real.png")
+    report.dots(
+        crps.div(crps.min(axis=1), axis=0), "CRPS over the best", folder / "real.png"
+    )
     accuracy = report.with_spread(crps, spread)
     accuracy.loc["mean rank"] = report.numbers(crps.rank(axis=1).mean(), 2)
     level_50, level_90 = table("coverage_50"), table("coverage_90")
@@ -247,7 +250,9 @@ def summary(frame: pd.DataFrame, folder: Path) -> str:
             "rank by energy score": table("energy").rank(axis=1).mean(),
             "MASE": table("mase").mean(),
             "updates": table("updates").mean() if "updates" in mean else np.nan,
-            "seconds of fit": table("fit_seconds").mean() if "fit_seconds" in mean else np.nan,
+            "seconds of fit": table("fit_seconds").mean()
+            if "fit_seconds" in mean
+            else np.nan,
             "seconds of forecast": table("predict_seconds").mean(),
         }
     )

@@ -4,9 +4,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+
+# pictures go to files, on machines without a display too
+matplotlib.use("Agg")
 
 COLOURS = {
     "DDSSM": "#0b5394",
@@ -16,6 +20,8 @@ COLOURS = {
     "TFTModel": "#6aa84f",
     "ExponentialSmoothing": "#674ea7",
     "Seasonal naive": "#7f7f7f",
+    "true process": "black",
+    "marginal": "#bcbd22",
 }
 
 
@@ -50,7 +56,10 @@ def with_spread(mean: pd.DataFrame, spread: pd.DataFrame) -> pd.DataFrame:
 def markdown(frame: pd.DataFrame) -> str:
     """Return a table in Markdown, its index as first column."""
     head = ["", *map(str, frame.columns)]
-    rows = [[str(i), *map(str, row)] for i, row in zip(frame.index, frame.to_numpy(), strict=True)]
+    rows = [
+        [str(i), *map(str, row)]
+        for i, row in zip(frame.index, frame.to_numpy(), strict=True)
+    ]
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line).replace("nan", "") + " |" for line in lines)
 
@@ -93,7 +102,9 @@ def coverage(level_50: pd.DataFrame, level_90: pd.DataFrame, path: Path) -> None
         axis.axvline(nominal, color="black", linewidth=1)
         for row, method in enumerate(reversed(table.columns)):
             values = table[method]
-            axis.scatter(values, np.full(len(values), row), color=COLOURS[method], alpha=0.6)
+            axis.scatter(
+                values, np.full(len(values), row), color=COLOURS[method], alpha=0.6
+            )
             axis.scatter(values.mean(), row, color=COLOURS[method], marker="|", s=400)
         axis.set_yticks(range(table.shape[1]), table.columns[::-1])
         axis.set_title(f"coverage of the {nominal:.0%} interval")
@@ -146,6 +157,8 @@ def log_curves(panels: Mapping[str, pd.DataFrame], path: Path) -> None:
         axis.plot(ends, last * ends / ends[-1], "k:", linewidth=1, label="slope 1")
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.set_xticks(table.index, table.index)
+        axis.set_xticks([], minor=True)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:

@@ -1,11 +1,13 @@
 """The bimodal walk with one thing changed at a time."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import report
+import scores
+from cells import Cell, Options, Suite
 from darts import TimeSeries
 from darts.utils.likelihood_models.torch import (
     CauchyLikelihood,
@@ -13,13 +15,10 @@ from darts.utils.likelihood_models.torch import (
     LaplaceLikelihood,
 )
 from scipy.stats import t as student_t
+from simulated import LENGTH, NUM_SAMPLES, NUM_TEST, Simulation, fit, forecast
 
-import report
-import scores
-from cells import Cell, Options, Suite
 from darts_ddssm.datasets import BimodalRandomWalk
 from darts_ddssm.metrics import jensen_shannon_divergence
-from simulated import LENGTH, NUM_SAMPLES, NUM_TEST, Simulation, fit, forecast
 
 LIKELIHOODS = {
     "Gaussian": GaussianLikelihood,
@@ -126,11 +125,12 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     contexts = with_missing([s[:-1] for s in test.series], condition.missing, seed + 4)
     samples = forecast(trained.model, scaler, contexts, 1, cell.seed)
     oracle = process.sample_future(states, 1, NUM_SAMPLES, seed + 5)
-    divergence = partial(jensen_shannon, states=states, process=process)
+    finite = np.isfinite(samples).all()
     return trained.cost | {
-        "finite": float(np.isfinite(samples).all()),
-        "jsd": divergence(samples),
-        "jsd_oracle": divergence(oracle),
+        "finite": float(finite),
+        # of what is not finite there is no histogram
+        "jsd": jensen_shannon(samples, states, process) if finite else np.nan,
+        "jsd_oracle": jensen_shannon(oracle, states, process),
         "crps": scores.crps(actual, samples),
         "crps_oracle": scores.crps(actual, oracle),
     }
@@ -171,6 +171,8 @@ def summary(frame: pd.DataFrame, folder: Path) -> str:
                 row[f"{method}, JSD"] = f"{divergences[factor].loc[level, method]:.3f}"
             for method in relatives[factor].columns:
                 row[f"{method}, CRPS"] = f"{relatives[factor].loc[level, method]:.3f}"
+            ran = frame[frame["setting"] == RUN_ONCE[CONDITIONS[f"{factor} {level}"]]]
+            row["diverged"] = f"{int((ran['finite'] < 1).sum())} of {len(ran)}"
             rows[f"{factor} {level}"] = row
     report.curves(divergences, "JSD", folder / "robustness_jsd.png", floors)
     report.curves(relatives, "CRPS / true process's", folder / "robustness_crps.png")
@@ -186,7 +188,9 @@ def summary(frame: pd.DataFrame, folder: Path) -> str:
 
 
 SUITE = Suite(
-    settings=[name for name, condition in CONDITIONS.items() if RUN_ONCE[condition] == name],
+    settings=[
+        name for name, condition in CONDITIONS.items() if RUN_ONCE[condition] == name
+    ],
     methods=["DDSSM", "DDSSM (Gaussian)"],
     run=run,
     report=summary,

@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from darts import TimeSeries
-
 import report
 from cells import Cell, Options, Suite
-from methods import TORCH_METHODS, WARM_UP, Clock
+from darts import TimeSeries
+from methods import TORCH_METHODS, WARM_UP, Budget, Clock
 
 HORIZON = 24
 
@@ -55,8 +54,14 @@ def noisy_sines(num_series: int, length: int, components: int) -> list[TimeSerie
 
 
 def peak_memory() -> float:
-    """Peak of this process's memory so far, MiB (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak of this process's memory so far, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # ru_maxrss starts from the peak of the process that this one was forked from
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 1024
+    # macOS counts in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def run(cell: Cell, options: Options) -> dict[str, float]:
@@ -110,16 +115,16 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
         held = sum(f.all_values(copy=False).nbytes for f in forecast.result) / 2**20
         return {"seconds": forecast.seconds, "memory": peak_memory() - before - held}
     before = peak_memory()
-    model(WARM_UP + updates_within(options.budget.seconds), clock).fit(series)
+    model(WARM_UP + updates_within(options.budget), clock).fit(series)
     return {
         "seconds": statistics.median(clock.seconds[WARM_UP:]),
         "memory": peak_memory() - before,
     }
 
 
-def updates_within(seconds: float) -> int:
+def updates_within(budget: Budget) -> int:
     """Updates to time: enough for a median, few where there is little time."""
-    return int(np.clip(seconds / 2, 3, 15))
+    return int(np.clip(budget.seconds / 2, 3, min(15, budget.max_updates)))
 
 
 class Timed(NamedTuple):

@@ -1,5 +1,7 @@
 """Scores of sample forecasts, all from one array of samples.
 
+Only what the data lack is left out: a forecast that is NaN has the score NaN.
+
 Letters: S samples, N forecasts, n steps, C components.
 """
 
@@ -11,14 +13,16 @@ QUANTILES = np.arange(1, 10) / 10
 
 def crps(y: np.ndarray, samples: np.ndarray) -> float:
     """Mean CRPS of samples (S, N, n, C) of values (N, n, C), missing ones left out."""
-    return float(np.nanmean(sr.crps_ensemble(y, np.moveaxis(samples, 0, -1))))
+    scores = sr.crps_ensemble(y, np.moveaxis(samples, 0, -1))
+    return float(scores[~np.isnan(y)].mean())
 
 
 def coverage(y: np.ndarray, samples: np.ndarray, level: float) -> float:
     """Share of the values inside the central interval of a nominal level."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     known = ~np.isnan(y)
-    return float(((low <= y) & (y <= high))[known].mean())
+    inside = np.where(np.isnan(low), np.nan, (low <= y) & (y <= high))
+    return float(inside[known].mean())
 
 
 def weighted_quantile_loss(y: np.ndarray, samples: np.ndarray) -> float:
@@ -26,15 +30,17 @@ def weighted_quantile_loss(y: np.ndarray, samples: np.ndarray) -> float:
     error = y - np.quantile(samples, QUANTILES, axis=0)
     levels = QUANTILES.reshape(-1, *(1,) * y.ndim)
     pinball = np.maximum(levels * error, (levels - 1) * error)
-    # (9, N, n, C) -> (9,)
-    totals = np.nansum(pinball, axis=tuple(range(1, pinball.ndim)))
-    return float(2 * totals.mean() / np.nansum(np.abs(y)))
+    known = ~np.isnan(y)
+    # (9, known values) -> (9,)
+    totals = pinball[:, known].sum(axis=1)
+    return float(2 * totals.mean() / np.abs(y[known]).sum())
 
 
 def mase(y: np.ndarray, samples: np.ndarray, history: np.ndarray, season: int) -> float:
     """Absolute error of the median over that of the seasonal naive in the history (T,)."""
     scale = np.nanmean(np.abs(history[season:] - history[:-season]))
-    return float(np.nanmean(np.abs(y - np.median(samples, axis=0))) / scale)
+    error = np.abs(y - np.median(samples, axis=0))
+    return float(error[~np.isnan(y)].mean() / scale)
 
 
 def energy_score(y: np.ndarray, samples: np.ndarray) -> float:

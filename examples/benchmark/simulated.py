@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from darts.dataprocessing.transformers import Scaler
-from sklearn.preprocessing import StandardScaler
-
 import report
 import scores
 from cells import Cell, Options, Suite
+from darts.dataprocessing.transformers import Scaler
+from methods import TORCH_METHODS, Method, train
+from sklearn.preprocessing import StandardScaler
+
 from darts_ddssm.datasets import (
     SimulatedSeries,
     bimodal_random_walk,
@@ -19,7 +20,6 @@ from darts_ddssm.datasets import (
     switching_signs,
 )
 from darts_ddssm.metrics import jensen_shannon_divergence
-from methods import TORCH_METHODS, Method, train
 
 NUM_TRAIN, NUM_TEST, LENGTH = 1024, 256, 32
 NUM_SAMPLES = 512
@@ -82,9 +82,7 @@ def fit(cell: Cell, series: list, simulation: Simulation, options: Options, **mo
 def forecast(model, scaler: Scaler, contexts: list, horizon: int, seed: int) -> np.ndarray:
     """Forecast each series: (S, N, n, C)."""
     scaled = [s.astype(np.float32) for s in scaler.transform(contexts)]
-    paths = model.predict(
-        horizon, scaled, num_samples=NUM_SAMPLES, random_state=seed
-    )
+    paths = model.predict(horizon, scaled, num_samples=NUM_SAMPLES, random_state=seed)
     return np.stack([p.all_values() for p in scaler.inverse_transform(paths)]).transpose(
         3, 0, 1, 2
     )
@@ -104,8 +102,8 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     if cell.method == "true process":
         samples = test.process.sample_future(states, n, NUM_SAMPLES, cell.seed)
         if hasattr(test.process, "log_likelihood"):
-            exact = [test.process.log_likelihood(s.values()) / s.values().size for s in held_out]
-            out["log_likelihood"] = float(np.mean(exact))
+            exact = [test.process.log_likelihood(s.values()) for s in held_out]
+            out["log_likelihood"] = float(np.mean(exact) / held_out[0].values().size)
     elif cell.method == "marginal":
         pool = np.concatenate([s.values() for s in train_set.series])
         rows = np.random.default_rng(cell.seed).integers(
@@ -141,7 +139,7 @@ def summary(frame: pd.DataFrame, folder: Path) -> str:
     }
     mean = frame.groupby(["setting", "method"]).mean(numeric_only=True)
     spread = frame.groupby(["setting", "method"]).std(numeric_only=True)
-    rows, closed = {}, {}
+    rows, closed, relative = {}, {}, {}
     for setting in SIMULATIONS:
         for score, label in labels.items():
             if score not in mean or setting not in mean.index:
@@ -157,11 +155,16 @@ def summary(frame: pd.DataFrame, folder: Path) -> str:
                     text += f" ({deviation:.1g})"
                 texts.append(text)
             rows[f"{setting}, {label}"] = texts
+            # the likelihood is no ratio scale, and has no picture
+            if score != "log_likelihood":
+                relative[f"{setting}, {label}"] = values / values["true process"]
             share = {}
             for worse in ("DDSSM (Gaussian)", "marginal"):
                 gap = values[worse] - values["true process"]
                 share[f"from {worse}"] = (values[worse] - values["DDSSM"]) / gap
             closed[f"{setting}, {label}"] = share
+    picture = pd.DataFrame.from_dict(relative, orient="index", columns=SUITE.methods)
+    report.dots(picture, "score / true process's", folder / "simulated.png")
     table = pd.DataFrame.from_dict(rows, orient="index", columns=SUITE.methods)
     shares = pd.DataFrame.from_dict(closed, orient="index")
     shares = shares.map(lambda x: "" if np.isnan(x) else f"{x:.1%}")

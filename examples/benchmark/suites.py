@@ -1,6 +1,9 @@
 """All suites, and running one cell of them in a process of its own."""
 
+import multiprocessing
 import traceback
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import real
 import robustness
@@ -22,5 +25,15 @@ def run_cell(name: str, cell: Cell, options: Options) -> tuple[dict[str, float],
     quiet()
     try:
         return SUITES[name].run(cell, options), ""
-    except Exception:  # noqa: BLE001  one failure is a result, not the end
+    except Exception:  # one failure is a result, not the end
         return {}, traceback.format_exc(limit=-3).strip()
+
+
+def run_apart(name: str, cell: Cell, options: Options) -> tuple[dict[str, float], str]:
+    """As `run_cell`, in a fresh process: its memory and its death are its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        try:
+            return pool.submit(run_cell, name, cell, options).result()
+        except BrokenProcessPool as error:  # out of memory, say
+            return {}, f"{type(error).__name__}: {error}"
