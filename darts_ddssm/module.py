@@ -157,11 +157,6 @@ class _DDSSMModule(PLForecastingModule):
         self.num_solver_steps = num_solver_steps
         self.peak_kl_weight = peak_kl_weight
         self.overshooting_weight = overshooting_weight
-        chunks = (
-            self.input_chunk_length,
-            self.output_chunk_shift,
-            self.output_chunk_length,
-        )
         self.ssm = StateSpaceModel(
             num_components=num_components,
             num_parameters=num_parameters,

@@ -9,7 +9,8 @@ from darts.dataprocessing.transformers import Scaler
 from darts.models.components.layer_norm_variants import RINorm
 from darts.utils.likelihood_models import torch as likelihoods
 
-from darts_ddssm.scaling import instance_scale
+from darts_ddssm import DDSSMModel
+from darts_ddssm.scaling import instance_scale, level_drifts
 
 # --- the scale of the training set ----------------------------------------------------
 
@@ -159,3 +160,86 @@ def test_instance_norm_of_a_family_without_location(tiny):
             likelihood=likelihoods.PoissonLikelihood(),
             use_reversible_instance_norm=True,
         )
+
+
+# --- whose scale, by the training series ----------------------------------------------
+
+
+def drifting(length: int = 120) -> TimeSeries:
+    """A sine on a rising line."""
+    return noisy_sine(length) + np.linspace(0, 20, length, dtype=np.float32)[:, None, None]
+
+
+def walk(seed: int) -> TimeSeries:
+    """A stationary autoregression that forgets within a window."""
+    noise = np.random.default_rng(seed).standard_normal(600)
+    x = np.zeros(600)
+    for t in range(1, 600):
+        x[t] = 0.5 * x[t - 1] + noise[t]
+    return TimeSeries.from_values(x.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "series, drifts",
+    [
+        ([noisy_sine(120)], False),
+        ([drifting()], True),
+        ([drifting() * 1e-9], True),
+        ([TimeSeries.from_values(np.full((60, 1), 3.0))], False),
+        # two levels, each of which stays
+        ([noisy_sine(120), noisy_sine(120) + 50.0], True),
+        # too short to tell
+        ([drifting()[:19]], False),
+        ([noisy_sine(120).stack(noisy_sine(120).with_columns_renamed("0", "1"))], False),
+        *(([walk(seed)], False) for seed in range(5)),
+    ],
+)
+def test_drift_is_recognised(series, drifts):
+    values = [one.all_values(copy=True) for one in series]
+    assert level_drifts(series, 12, 0, 6) == drifts
+    for one, before in zip(series, values, strict=True):
+        assert (one.all_values() == before).all()
+    blank = [slice(i, i + 2) for i in range(0, 120, 5)]
+    for where in blank:
+        series = [with_gaps(one, where) for one in series]
+    assert level_drifts(series, 12, 0, 6) == drifts
+
+
+@pytest.mark.parametrize("norm, by_instance", [(None, True), (True, True), (False, False)])
+def test_drifting_series_are_normalised_window_by_window(tiny, norm, by_instance):
+    model = tiny(use_reversible_instance_norm=norm).fit(drifting())
+    assert bool(model.model.by_instance) == by_instance
+    if by_instance:
+        with pytest.raises(ValueError, match="unless set to `False`"):
+            model.log_likelihood()
+    else:
+        assert np.isfinite(model.log_likelihood())
+
+
+def test_steady_series_have_one_scale(tiny):
+    auto, off = (
+        drawn(tiny(use_reversible_instance_norm=norm), noisy_sine())
+        for norm in (None, False)
+    )
+    np.testing.assert_array_equal(auto, off)
+
+
+def test_other_likelihoods_have_one_scale(tiny):
+    series = drifting() + 5.0
+    model = tiny(likelihood=likelihoods.GammaLikelihood()).fit(series)
+    assert not model.model.by_instance
+    assert np.isfinite(model.log_likelihood())
+
+
+def test_whose_scale_is_saved(tiny, tmp_path):
+    model = tiny().fit(drifting())
+    path = str(tmp_path / "model.pt")
+    model.save(path)
+    forecasts = [
+        one.predict(4, num_samples=3, random_state=1).all_values()
+        for one in (model, DDSSMModel.load(path))
+    ]
+    np.testing.assert_array_equal(*forecasts)
+    fresh = tiny()
+    fresh.load_weights(path)
+    assert fresh.model.by_instance
