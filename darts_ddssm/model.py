@@ -132,9 +132,9 @@ class DDSSMModel(LatentStateModel):
         use_reversible_instance_norm
             Whether each window is normalised by the observed values of its input chunk,
             a dictionary of arguments of darts' :class:`RINorm`, or ``None`` to have it
-            so where the level of the training series drifts: where, in their last third,
-            the level of the input chunk predicts that of the output chunk much better
-            than the mean of the first two thirds does. It takes forecasts beyond the
+            so where the training series drift: where, in their last third, the mean and
+            spread of the input chunk say more of the output chunk than those of the
+            first two thirds of the series do. It takes forecasts beyond the
             range of the training set, but then :meth:`log_likelihood` and
             :meth:`simulate` are not defined. For likelihoods with a location and a scale.
         **kwargs

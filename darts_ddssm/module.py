@@ -39,7 +39,7 @@ from darts_ddssm.scaling import (
     Scale,
     dataset_scale,
     instance_scale,
-    level_drifts,
+    prefers_instance_scale,
 )
 from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 from darts_ddssm.window import (
@@ -244,12 +244,14 @@ class _DDSSMModule(PLForecastingModule):
         if self.decides_scale:
             chunks = self.input_chunk_length, self.output_chunk_shift
             series = getattr(dataset, "series", [])
-            self.by_instance.fill_(level_drifts(series, *chunks, self.output_chunk_length))
+            self.by_instance.fill_(
+                prefers_instance_scale(series, *chunks, self.output_chunk_length)
+            )
             if self.by_instance:
                 logger.info(
-                    "The level of the training series drifts: each window is normalised by "
-                    "its input chunk. Set `use_reversible_instance_norm` to `False` or "
-                    "`True` to decide it yourself."
+                    "The training series drift: each window is normalised by its input "
+                    "chunk. Set `use_reversible_instance_norm` to `False` or `True` to "
+                    "decide it yourself."
                 )
 
     def normalise(self, window: Window) -> tuple[Window, Scale]:

@@ -73,6 +73,9 @@ def overshooting_score(
     z = ssm.roll_out(history, inputs.repeat(NUM_SAMPLES, 1, 1), NUM_SOLVER_STEPS)
     ahead = Window(*(x[:, -output_length:] for x in window))
     raw = ssm.decoder(z[:, -output_length:], ahead.u.repeat(NUM_SAMPLES, 1, 1))
+    if not raw.isfinite().all():
+        # no distribution, for the caller to see
+        return raw.sum()
     parameters = likelihood._params_from_output(raw)
     draws = likelihood._distr_from_params(parameters).rsample()
     # (S * B, n, C) -> (S, B, n, C)

@@ -5,8 +5,9 @@ The state-space model works on values near zero with a spread near one, whatever
 units of the data, so that neither its training nor its numerical range depends on them.
 On top of that, reversible instance normalisation takes each window, input and output
 chunk, in the scale of the observed values of its input chunk; darts' own knows neither
-gaps nor output chunks. Unless the user says so, it is used where the level drifts: a
-network knows nothing of levels that it was not trained on.
+gaps nor output chunks. Unless the user decides, it is used where the training series say
+so, as they do where the level drifts: a network knows nothing of levels that it was not
+trained on.
 
 Letters: B batch, T time steps, C components, K parameters.
 
@@ -31,6 +32,7 @@ from darts.utils.likelihood_models.torch import (
     LaplaceLikelihood,
 )
 from torch import Tensor, nn
+from torch.distributions import Normal, StudentT
 
 # Families whose raw parameters are a location and, before a softplus, a scale: they are
 # the ones that a shift and a scaling of the data map to themselves.
@@ -44,10 +46,10 @@ LOCATION_SCALE_FAMILIES = (
 # Windows, evenly spaced, that the scale of a training set is taken from.
 NUM_WINDOWS = 1000
 
-# The level drifts where, out of sample, that of the input chunk is this much closer to
-# that of the output chunk than the mean of the past is, in squared error. A stationary
-# series with a memory of a window's length stays above it.
-MAX_DRIFT_RATIO = 0.6
+# Windows, of all series, by which it is decided whether each has its own scale, and the
+# least spread, in that of the training set, of an input chunk that can be one.
+MAX_COMPARED = 1000
+MIN_INSTANCE_STD = 1e-3
 
 # Least spread of a component in rounding errors of its magnitude: a constant is forecast
 # as itself.
@@ -116,14 +118,15 @@ def dataset_scale(dataset: TorchTrainingDataset) -> tuple[np.ndarray, np.ndarray
     return shift, np.maximum(spread, floor)
 
 
-def level_drifts(
+def prefers_instance_scale(
     series: Sequence[TimeSeries], input_length: int, gap: int, output_length: int
 ) -> bool:
-    """Whether a window is better centred on its own past than on the training set.
+    """Whether a window is better scaled by its own past than by the training set.
 
-    The first two thirds of the windows of each series are taken for a training set, and
-    the levels of the output chunks in the last third are predicted by its mean and by
-    the level of the input chunk.
+    The first two thirds of the windows of each series are taken for a training set. It is
+    asked what says more of the output chunks in the last third: a Gaussian of the moments
+    of that training set, or a Student t of those of the input chunk alone, which allows
+    for how little a short chunk knows of them.
 
     Parameters
     ----------
@@ -133,50 +136,46 @@ def level_drifts(
         Steps of the input chunk, between the chunks, and of the output chunk.
     """
     length = input_length + gap + output_length
-    past, later = [], []
-    for one in series:
-        # (T, C, samples) -> (T, C)
-        values = one.all_values(copy=False).astype(np.float64).mean(-1)
-        num_windows = len(values) - length + 1
-        if num_windows < 3:
-            continue
-        first = 2 * num_windows // 3
-        past.append(values[: first + length - 1])
-        starts = np.arange(first, num_windows)
-        ahead = starts + input_length + gap
-        levels = (
-            _levels(values, starts, starts + input_length),
-            _levels(values, ahead, ahead + output_length),
-        )
-        later.append(np.stack(levels))
-    if not later:
+    # (T, C, samples) -> (T, C)
+    paths = [one.all_values(copy=False).astype(np.float64).mean(-1) for one in series]
+    paths = [values for values in paths if len(values) >= length + 2]
+    if not paths:
         return False
-    known = np.concatenate(past)
-    # (2, windows, C)
-    own, actual = np.concatenate(later, axis=1)
-    observed = ~np.isnan(own + actual)
-    count = (~np.isnan(known)).sum(0)
-    mean = np.nansum(known, axis=0) / np.maximum(count, 1)
-    variance = np.nansum(np.square(known - mean), axis=0) / np.maximum(count, 1)
-    # each component in its own unit; constant ones say nothing
-    unit = np.where(variance > 0, variance, np.inf)
-    by_own, by_mean = (
-        np.where(observed, np.square(actual - guess) / unit, 0.0).sum()
-        for guess in (own, mean)
+    firsts = [2 * (len(values) - length + 1) // 3 for values in paths]
+    known = np.concatenate(
+        [x[: i + length - 1] for x, i in zip(paths, firsts, strict=True)]
     )
-    return bool(by_own < MAX_DRIFT_RATIO * by_mean)
+    mean, std, _ = _moments(known)
+    # constant components say nothing
+    std = torch.where(std > 0, std, torch.nan)
+    by_training_set = Normal(mean, std, validate_args=False)
+    num_windows = max(MAX_COMPARED // len(paths), 1)
+    gain = 0.0
+    for values, first in zip(paths, firsts, strict=True):
+        last = len(values) - length
+        for start in np.unique(np.linspace(first, last, num_windows).astype(int)):
+            window = values[start : start + length]
+            own_mean, own_std, count = _moments(window[:input_length])
+            if (own_std < MIN_INSTANCE_STD * std).any():
+                # nothing to divide by
+                return False
+            # one value alone has no spread
+            own_std = torch.where(count > 1, own_std, torch.nan)
+            count = count.clamp(min=2)
+            own_std *= ((count + 1) / (count - 1)).sqrt()
+            by_input = StudentT(count - 1, own_mean, own_std, validate_args=False)
+            ahead = torch.from_numpy(window[-output_length:])
+            difference = by_input.log_prob(ahead) - by_training_set.log_prob(ahead)
+            gain += difference.nansum().item()
+    return gain > 0
 
 
-def _levels(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Mean of what is observed of each stretch of (T, C): (windows, C), NaN if nothing."""
-    observed = ~np.isnan(values)
-    sums, counts = (
-        np.concatenate([np.zeros_like(x[:1]), x.cumsum(0)])
-        for x in (np.where(observed, values, 0.0), observed.astype(np.float64))
-    )
-    count = counts[ends] - counts[starts]
-    total = sums[ends] - sums[starts]
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+def _moments(values: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and number of the observed values of each component."""
+    x = torch.from_numpy(values)
+    count = (~x.isnan()).sum(0)
+    mean = x.nanmean(0)
+    return mean, (x - mean).square().nanmean(0).sqrt(), count
 
 
 def instance_scale(rin: RINorm, x: Tensor, observed: Tensor) -> Scale:

@@ -109,8 +109,8 @@ def test_optimised_and_plain_forecasts_agree(shift, horizon):
     errors = np.reshape(errors, (len(one), len(other)))
     # a few dozen numbers each
     assert np.diag(errors).max() < 5
-    # the forecasts of another start are far away
-    assert np.median(errors[~np.eye(len(errors), dtype=bool)]) > 10
+    # forecasts of another start are far away, where the covariates are others
+    assert np.quantile(errors[~np.eye(len(errors), dtype=bool)], 0.9) > 10
 
 
 def test_optimised_and_plain_last_points_agree():

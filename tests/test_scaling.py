@@ -10,7 +10,7 @@ from darts.models.components.layer_norm_variants import RINorm
 from darts.utils.likelihood_models import torch as likelihoods
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.scaling import instance_scale, level_drifts
+from darts_ddssm.scaling import instance_scale, prefers_instance_scale
 
 # --- the scale of the training set ----------------------------------------------------
 
@@ -170,6 +170,13 @@ def drifting(length: int = 120) -> TimeSeries:
     return noisy_sine(length) + np.linspace(0, 20, length, dtype=np.float32)[:, None, None]
 
 
+def intermittent() -> TimeSeries:
+    """Zero, but for pulses of different heights at random."""
+    rng = np.random.default_rng(0)
+    values = (rng.random(400) < 0.04) * rng.exponential(size=400)
+    return TimeSeries.from_values(values.astype(np.float32))
+
+
 def walk(seed: int) -> TimeSeries:
     """A stationary autoregression that forgets within a window."""
     noise = np.random.default_rng(seed).standard_normal(600)
@@ -190,19 +197,23 @@ def walk(seed: int) -> TimeSeries:
         ([noisy_sine(120), noisy_sine(120) + 50.0], True),
         # too short to tell
         ([drifting()[:19]], False),
+        # a constant here and there, and for long
+        ([intermittent()], False),
         ([noisy_sine(120).stack(noisy_sine(120).with_columns_renamed("0", "1"))], False),
         *(([walk(seed)], False) for seed in range(5)),
     ],
 )
 def test_drift_is_recognised(series, drifts):
     values = [one.all_values(copy=True) for one in series]
-    assert level_drifts(series, 12, 0, 6) == drifts
+    assert prefers_instance_scale(series, 12, 0, 6) == drifts
     for one, before in zip(series, values, strict=True):
         assert (one.all_values() == before).all()
     blank = [slice(i, i + 2) for i in range(0, 120, 5)]
     for where in blank:
         series = [with_gaps(one, where) for one in series]
-    assert level_drifts(series, 12, 0, 6) == drifts
+    assert prefers_instance_scale(series, 12, 0, 6) == drifts
+    # a single value has no scale
+    assert not prefers_instance_scale(series, 1, 0, 6)
 
 
 @pytest.mark.parametrize("norm, by_instance", [(None, True), (True, True), (False, False)])
