@@ -14,6 +14,7 @@ from methods import TORCH_METHODS, Method, train
 from sklearn.preprocessing import StandardScaler
 
 from darts_ddssm.datasets import (
+    LinearGaussian,
     SimulatedSeries,
     bimodal_random_walk,
     linear_gaussian,
@@ -61,6 +62,19 @@ def jensen_shannon(samples: np.ndarray, states: np.ndarray, process: Any) -> flo
     return float(np.mean(divergence))
 
 
+def kalman_states(process: LinearGaussian, contexts: list, seed: int) -> np.ndarray:
+    """Draw the last state given the data alone: (S * N, D), sample by sample."""
+    rng = np.random.default_rng(seed)
+    draws = []
+    for context in contexts:
+        moments = process.smooth(context.values())
+        mean, cov = moments.filtered_mean[-1], moments.filtered_covariance[-1]
+        draws.append(rng.multivariate_normal(mean, cov, size=NUM_SAMPLES))
+    # (S, N, D) -> (S * N, D)
+    states = np.stack(draws, axis=1)
+    return states.reshape(-1, states.shape[-1])
+
+
 def fit(cell: Cell, series: list, simulation: Simulation, options: Options, **more: Any):
     """Fit to whole series, scaled together; return what was trained and the scaler."""
     method = TORCH_METHODS[cell.method]
@@ -100,7 +114,13 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     held_out = test.series[:NUM_LIKELIHOOD]
     out: dict[str, float] = {}
     if cell.method == "true process":
-        samples = test.process.sample_future(states, n, NUM_SAMPLES, cell.seed)
+        if cell.setting == "linear Gaussian":
+            drawn = kalman_states(test.process, contexts, cell.seed)
+            samples = test.process.sample_future(drawn, n, 1, cell.seed)
+            # (1, S * N, n, C) -> (S, N, n, C)
+            samples = samples.reshape(NUM_SAMPLES, NUM_TEST, *samples.shape[2:])
+        else:
+            samples = test.process.sample_future(states, n, NUM_SAMPLES, cell.seed)
         if hasattr(test.process, "log_likelihood"):
             exact = [test.process.log_likelihood(s.values()) for s in held_out]
             out["log_likelihood"] = float(np.mean(exact) / held_out[0].values().size)
