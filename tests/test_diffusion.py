@@ -15,8 +15,8 @@ from darts_ddssm.ssm.diffusion import (
     NoiseDraw,
     dpm_solver,
     explicit_score_matching,
-    karras_grid,
     preconditioned_denoiser,
+    sampling_levels,
 )
 
 # Standard errors that a Monte-Carlo mean may be off: by chance, once in a million.
@@ -298,15 +298,15 @@ THREE_MODES = Mixture([0.5, 0.15, 0.35], [[-1.3], [0.1], [1.5]], [0.1, 0.2, 0.15
 
 def test_solver_draws_from_a_mixture():
     torch.manual_seed(0)
-    levels = karras_grid(64)
+    levels = sampling_levels(64)
     z = solve(
         THREE_MODES.denoise, levels[0] * torch.randn(50_000, 1).double(), levels
     ).squeeze(-1)
     weights, means = THREE_MODES.weights, THREE_MODES.means.squeeze(-1)
     mean = weights @ means
     variance = weights @ (THREE_MODES.stds.square() + means.square()) - mean**2
-    # The path starts from N(0, 15^2) and not from the mixture under that noise, and the
-    # steps are finite: a hundredth, in units of a variable of scale one, for both.
+    # The path starts from a Gaussian and not from the mixture under the first noise, and
+    # the steps are finite: a hundredth, in units of a variable of scale one, for both.
     assert_mean(z, mean, allowance=0.01)
     assert_mean((z - mean).square(), variance, allowance=0.01)
     # the modes are far apart: all of a mode is nearer to its own mean
@@ -317,32 +317,48 @@ def test_solver_draws_from_a_mixture():
 
 def test_more_levels_are_nearer_to_the_flow():
     """In one dimension the exact flow maps quantiles to quantiles."""
-    z = 15.0 * Normal(0, 1).icdf(torch.linspace(0.005, 0.995, 400)).double()
+    highest = sampling_levels(1)[0]
+    noise = highest * Normal(0, 1).icdf(torch.linspace(0.005, 0.995, 400)).double()
+    noise = noise.unsqueeze(-1)
+    z = noise + THREE_MODES.denoise(noise, float64(highest))
 
     def cdf(x: Tensor, sigma: float) -> Tensor:
         std = (THREE_MODES.stds.square() + sigma**2).sqrt()
-        terms = Normal(THREE_MODES.means.squeeze(-1), std).cdf(x.unsqueeze(-1))
+        terms = Normal(THREE_MODES.means.squeeze(-1), std).cdf(x)
         return terms @ THREE_MODES.weights
 
     def error(num_levels: int) -> float:
-        solved = solve(THREE_MODES.denoise, z.unsqueeze(-1), karras_grid(num_levels))
-        return (cdf(solved.squeeze(-1), 0.0) - cdf(z, 15.0)).abs().mean().item()
+        solved = solve(THREE_MODES.denoise, noise, sampling_levels(num_levels))
+        return (cdf(solved, 0.0) - cdf(z, highest)).abs().mean().item()
 
     errors = [error(num_levels) for num_levels in (8, 16, 32, 64)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 10
 
 
+@pytest.mark.parametrize("std", [0.03, 0.1, 0.3, 1.0])
+def test_twelve_levels_serve_narrow_and_wide_gaussians(std):
+    """Mean and standard deviation within a few hundredths of the latter, far off too."""
+    mean, variance = float64(0.9), float64(std**2)
+    levels = sampling_levels(12)
+    noise = levels[0] * float64([0.0], [1.0])
+    centre, edge = solve(denoiser_of(mean, variance), noise, levels).squeeze(-1)
+    assert abs(centre - mean) < 0.03 * std
+    assert edge - centre == pytest.approx(std, rel=0.05)
+
+
 def test_solver_is_of_second_order():
     """On a Gaussian, whose flow shrinks the distance from the mean."""
     mean, variance = float64(0.4), float64(0.8)
-    z = torch.linspace(-20, 20, 11).double().unsqueeze(-1)
+    noise = torch.linspace(-20, 20, 11).double().unsqueeze(-1)
+    denoise = denoiser_of(mean, variance)
 
     def error(num_levels: int) -> float:
         # so low a last level that its own error, of its square, does not show
-        levels = karras_grid(num_levels, low=1e-4)
+        levels = sampling_levels(num_levels, low=1e-4)
+        z = noise + denoise(noise, float64(levels[0]))
         exact = mean + (z - mean) * (variance / (variance + levels[0] ** 2)).sqrt()
-        solved = solve(denoiser_of(mean, variance), z, levels)
+        solved = solve(denoise, noise, levels)
         return (solved - exact).abs().max().item()
 
     for num_levels in (64, 128, 256):
@@ -358,14 +374,14 @@ def test_one_evaluation_a_level(num_levels):
         evaluated.append(i)
         return z / 2
 
-    dpm_solver(denoise, torch.ones(3, 2), karras_grid(num_levels))
+    dpm_solver(denoise, torch.ones(3, 2), sampling_levels(num_levels))
     assert evaluated == list(range(num_levels))
 
 
 @pytest.mark.parametrize("num_levels", [2, 9, 64])
-def test_grid_falls_evenly_in_its_seventh_root(num_levels):
-    levels = karras_grid(num_levels, low=0.01, high=20.0)
+def test_levels_fall_evenly_in_their_logarithm(num_levels):
+    levels = sampling_levels(num_levels, low=0.01, high=20.0)
     assert levels[0] == pytest.approx(20.0) and levels[-1] == pytest.approx(0.01)
-    steps = (float64(*levels) ** (1 / 7)).diff()
+    steps = float64(*levels).log().diff()
     torch.testing.assert_close(steps, steps[:1].expand_as(steps))
     assert (steps < 0).all()

@@ -24,8 +24,8 @@ from darts_ddssm.ssm.diffusion import (
     LogUniformNoise,
     dpm_solver,
     explicit_score_matching,
-    karras_grid,
     preconditioned_denoiser,
+    sampling_levels,
 )
 from darts_ddssm.ssm.networks import MLP
 from darts_ddssm.ssm.probability_flow import probability_flow_log_prob
@@ -268,10 +268,10 @@ class DiffusionTransition(Transition):
         return denoise
 
     def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
-        levels = karras_grid(num_solver_steps)
-        z = context.new_empty(len(context), self.latent_dim)
-        z = levels[0] * scale * torch.randn_like(z)
-        return dpm_solver(self._denoiser(context, scale, levels), z, levels)
+        levels = sampling_levels(num_solver_steps)
+        noise = torch.randn_like(context.new_empty(len(context), self.latent_dim))
+        noise = levels[0] * scale * noise
+        return dpm_solver(self._denoiser(context, scale, levels), noise, levels)
 
     def _mean(self, context: Tensor, scale: Tensor) -> Tensor:
         # Under noise above the scale a denoiser gives nearly the mean, whatever it sees.
