@@ -165,11 +165,14 @@ class DDSSMModel(LatentStateModel):
 
         Notes
         -----
-        ``train_loss`` and ``val_loss`` are the negative evidence bound in nats a value;
-        the weight of its divergence is 0.05 for the first 20 % of the updates, 1 from 40 %
-        on, and 1 in ``val_loss`` throughout. In a quarter of the windows of each training
-        batch some values are hidden, from which the encoder alone learns, so that it is
-        prepared for gaps.
+        ``train_loss`` is the negative evidence bound in nats a value; the weight of its
+        divergence is 0.05 for the first 20 % of the updates and 1 from 40 % on.
+        ``val_loss`` is the mean CRPS of forecasts of the output chunk, in the scale in
+        which the model sees the target, beside ``val_negative_elbo``, with a weight of 1.
+        Where forecasts of several steps are not trained (see ``overshooting_weight``),
+        ``val_loss`` is the latter. In a quarter of the windows of each training batch some
+        values are hidden, from which the encoder alone learns, so that it is prepared for
+        gaps.
 
         References
         ----------

@@ -32,7 +32,7 @@ from darts_ddssm.density import (
     marginal_parameters,
     negative_log_likelihood,
 )
-from darts_ddssm.overshooting import OVERSHOOTING_FAMILIES, overshooting_score
+from darts_ddssm.overshooting import OVERSHOOTING_FAMILIES, forecast_score
 from darts_ddssm.queries import Query
 from darts_ddssm.scaling import (
     LOCATION_SCALE_FAMILIES,
@@ -299,22 +299,21 @@ class _DDSSMModule(PLForecastingModule):
         kl = kl * window.weight.mean(-1)
         return nll + kl_weight * kl.mean() / x.shape[-1]
 
-    def overshooting_loss(self, window: Window) -> Tensor:
-        """Weighted score of forecasts of several steps, a scalar; zero early on."""
-        length = self.output_chunk_length
-        if (
-            # a forecast of one step is what the bound trains
-            self.overshooting_weight == 0
-            or length + self.output_chunk_shift == 1
-            or self.progress < OVERSHOOTING_START
-            or not isinstance(self.likelihood, OVERSHOOTING_FAMILIES)
-        ):
-            return window.x.new_zeros(())
-        normalised, _ = self.normalise(window)
-        score = overshooting_score(
-            self.ssm, self.likelihood, normalised, self.input_chunk_length, length
+    @property
+    def scores_forecasts(self) -> bool:
+        """Whether forecasts of several steps count in training and in validation."""
+        # the bound trains a forecast of one step
+        return (
+            self.overshooting_weight > 0
+            and self.output_chunk_length + self.output_chunk_shift > 1
+            and isinstance(self.likelihood, OVERSHOOTING_FAMILIES)
         )
-        return self.overshooting_weight * score
+
+    def forecast_score(self, window: Window) -> Tensor:
+        """CRPS of forecasts of the output chunk in units of the normalised target."""
+        normalised, _ = self.normalise(window)
+        chunks = self.input_chunk_length, self.output_chunk_length
+        return forecast_score(self.ssm, self.likelihood, normalised, *chunks)
 
     def _train_val_step(
         self,
@@ -323,15 +322,24 @@ class _DDSSMModule(PLForecastingModule):
         criterion: torch.nn.Module,
         metrics: Any,
     ) -> Tensor:
-        """Negative evidence bound in nats a value; the KL has weight 1 in validation."""
+        """Return the training loss, or what says how good the model is by now.
+
+        In training it is the negative evidence bound, with the score of forecasts of
+        several steps in time. In validation it is that score or, where there is none, the
+        bound; the bound is logged anyway.
+        """
         window = training_window(batch, self.output_chunk_shift)
         is_training = stage is ModuleStage.TRAIN
         if is_training:
             num_practice = int(PRACTICE_SHARE * len(window.x))
-            loss = self.negative_elbo(window, self.kl_weight, num_practice)
-            total = loss + self.overshooting_loss(window)
+            loss = total = self.negative_elbo(window, self.kl_weight, num_practice)
+            if self.scores_forecasts and self.progress >= OVERSHOOTING_START:
+                total = loss + self.overshooting_weight * self.forecast_score(window)
         else:
-            total = loss = self.negative_elbo(window, 1.0)
+            loss = total = self.negative_elbo(window, 1.0)
+            if self.scores_forecasts:
+                self._log("val_negative_elbo", loss, batch)
+                loss = total = self.forecast_score(window)
         if is_training and not total.isfinite():
             raise_log(
                 RuntimeError(
@@ -343,16 +351,16 @@ class _DDSSMModule(PLForecastingModule):
                     "before this update are intact."
                 )
             )
-        self.log(
-            f"{stage.value}_loss",
-            loss,
-            batch_size=batch.past_target.shape[0],
-            prog_bar=True,
-            sync_dist=True,
-        )
+        self._log(f"{stage.value}_loss", loss, batch, prog_bar=True)
         if len(metrics):
             self._update_metrics_with_sample(batch, metrics)
         return total
+
+    def _log(
+        self, name: str, value: Tensor, batch: TorchTrainingBatch, prog_bar: bool = False
+    ) -> None:
+        num_rows = len(batch.past_target)
+        self.log(name, value, prog_bar, batch_size=num_rows, sync_dist=True)
 
     @torch.no_grad()
     def _update_metrics_with_sample(

@@ -1,11 +1,14 @@
 r"""
-Training the forecast as a whole: the CRPS of short roll-outs.
+The forecast as a whole, in training and in validation: the CRPS of short roll-outs.
 
 The evidence bound trains each step of the transition given the step before. Errors that
 hardly matter there add up over a horizon, and where a step of the past says nearly all, it
 hardly asks what an earlier one says. So a few windows of each batch are also forecast as
 a user would, from the input chunk alone, and the forecast is compared with the output
 chunk: overshooting, after [1]_, with a proper score in place of a divergence.
+
+In validation the same score says which epoch is the best: forecasts of several steps may
+long have become worse when the bound, one step at a time, is still improving.
 
 .. math::
     \mathrm{CRPS} = E |X - y| - \tfrac{1}{2} E |X - X'|
@@ -32,21 +35,27 @@ from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 # Families that can be drawn from with a derivative, in any units, and have a mean.
 OVERSHOOTING_FAMILIES = (GaussianLikelihood, LaplaceLikelihood, GumbelLikelihood)
 
-NUM_ROWS = 16
-NUM_SAMPLES = 2
+# Windows and samples of each in training.
+TRAINING_ROWS = 16
+TRAINING_SAMPLES = 2
+# Samples of all windows of a batch in validation, where a comparison should not be left to
+# chance, and the least and the most of one window.
+VALIDATION_PATHS = 512
+MIN_VALIDATION_SAMPLES, MAX_VALIDATION_SAMPLES = 4, 32
 NUM_SOLVER_STEPS = 6
 
 
-def overshooting_score(
+def forecast_score(
     ssm: StateSpaceModel,
     likelihood: TorchLikelihood,
     window: Window,
     input_length: int,
     output_length: int,
 ) -> Tensor:
-    """Mean CRPS of forecasts of some windows, a scalar in units of the window's values.
+    """Mean CRPS of forecasts, a scalar in units of the window's values.
 
-    It teaches the transition and the emission. The encoder is the bound's affair.
+    In training, of some windows. It teaches the transition and the emission; the encoder
+    is the bound's affair.
 
     Parameters
     ----------
@@ -55,32 +64,38 @@ def overshooting_score(
     likelihood
         One of ``OVERSHOOTING_FAMILIES``.
     window
-        Normalised windows, B of I + G + n steps. Random ones of them are taken.
+        Normalised windows, B of I + G + n steps.
     input_length, output_length
         I and n.
     """
-    rows = torch.randperm(len(window.x), device=window.x.device)[:NUM_ROWS]
-    window = Window(*(x[rows] for x in window))
+    num_samples = TRAINING_SAMPLES
+    if ssm.training:
+        rows = torch.randperm(len(window.x), device=window.x.device)[:TRAINING_ROWS]
+        window = Window(*(x[rows] for x in window))
+    else:
+        num_samples = VALIDATION_PATHS // len(window.x)
+        num_samples = min(max(num_samples, MIN_VALIDATION_SAMPLES), MAX_VALIDATION_SAMPLES)
     past = Window(*(x[:, :input_length] for x in window))
     with torch.no_grad():
         # in gaps too, where a forecast follows the transition: that would take long
-        z, _ = ssm.encoded_paths(past, NUM_SAMPLES)
+        z, _ = ssm.encoded_paths(past, num_samples)
         history = ssm.transition.context.after(
-            z, past.transition_inputs.repeat(NUM_SAMPLES, 1, 1)
+            z, past.transition_inputs.repeat(num_samples, 1, 1)
         )
     inputs = window.transition_inputs[:, input_length:]
     # (B, G + n, ...) -> (S * B, G + n, ...)
-    z = ssm.roll_out(history, inputs.repeat(NUM_SAMPLES, 1, 1), NUM_SOLVER_STEPS)
+    z = ssm.roll_out(history, inputs.repeat(num_samples, 1, 1), NUM_SOLVER_STEPS)
     ahead = Window(*(x[:, -output_length:] for x in window))
-    raw = ssm.decoder(z[:, -output_length:], ahead.u.repeat(NUM_SAMPLES, 1, 1))
+    raw = ssm.decoder(z[:, -output_length:], ahead.u.repeat(num_samples, 1, 1))
     if not raw.isfinite().all():
         # no distribution, for the caller to see
         return raw.sum()
     parameters = likelihood._params_from_output(raw)
     draws = likelihood._distr_from_params(parameters).rsample()
     # (S * B, n, C) -> (S, B, n, C)
-    first, second = draws.unflatten(0, (NUM_SAMPLES, -1))
-    distance = ((first - ahead.x).abs() + (second - ahead.x).abs()) / 2
-    crps = distance - (first - second).abs() / 2
-    weight = ahead.observed * ahead.weight
-    return (crps * weight).sum() / weight.sum().clamp(min=1)
+    draws = draws.unflatten(0, (num_samples, -1))
+    distance = (draws - ahead.x).abs().mean(0)
+    # of all pairs of two different samples
+    spread = (draws.unsqueeze(1) - draws).abs().sum((0, 1))
+    crps = distance - spread / (2 * num_samples * (num_samples - 1))
+    return (crps * ahead.observed * ahead.weight).mean()

@@ -7,7 +7,7 @@ import torch
 from conftest import noisy_sine
 from darts.utils.likelihood_models.torch import GammaLikelihood, GaussianLikelihood
 
-from darts_ddssm.overshooting import overshooting_score
+from darts_ddssm.overshooting import forecast_score
 from darts_ddssm.ssm.state_space import Window
 
 INPUT, OUTPUT = 12, 6
@@ -27,7 +27,7 @@ def model(tiny):
 
 def scored(model, window: Window) -> torch.Tensor:
     likelihood = GaussianLikelihood()
-    return overshooting_score(model.model.ssm, likelihood, window, INPUT, OUTPUT)
+    return forecast_score(model.model.ssm, likelihood, window, INPUT, OUTPUT)
 
 
 def test_it_is_the_crps_of_the_forecast(model):
@@ -91,6 +91,33 @@ def test_when_it_takes_part(tiny, arguments, has_effect):
         for weight in (1.0, 0.0)
     )
     assert (weights(with_it) != weights(without)).any() == has_effect
+
+
+def test_validation_asks_how_good_forecasts_are(tiny):
+    """As those of `predict` are: five standard errors of both, in the training's unit."""
+    series, held_out = noisy_sine(), noisy_sine(INPUT + OUTPUT, seed=1)
+    model = tiny(n_epochs=1, num_solver_steps=6).fit(series, val_series=held_out)
+    logged = model.trainer.callback_metrics["val_loss"].item()
+    forecast = model.predict(OUTPUT, held_out[:INPUT], num_samples=2000)
+    samples = forecast.all_values()[:, 0]
+    actual = held_out.values()[INPUT:, 0]
+    expected = sr.crps_ensemble(actual, samples).mean() / series.values().std()
+    parts = [
+        sr.crps_ensemble(actual, part).mean() for part in np.split(samples, 50, axis=1)
+    ]
+    error = np.std(parts) / series.values().std()
+    assert abs(logged - expected) < 5 * error
+    assert error < 0.2 * expected
+
+
+def test_validation_asks_for_the_bound_where_single_steps_are_trained(tiny):
+    series = noisy_sine()
+    metrics = [
+        tiny(**arguments).fit(series, val_series=series).trainer.callback_metrics
+        for arguments in ({}, {"overshooting_weight": 0}, {"output_chunk_length": 1})
+    ]
+    assert metrics[0]["val_loss"] < metrics[0]["val_negative_elbo"]
+    assert all("val_negative_elbo" not in other for other in metrics[1:])
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", None, True])

@@ -68,7 +68,7 @@ def test_loss_is_in_nats_of_the_data(tiny):
     for scale in (1.0, 10.0):
         series = scale * noisy_sine()
         model = tiny().fit(series, val_series=series)
-        losses.append(model.trainer.callback_metrics["val_loss"].item())
+        losses.append(model.trainer.callback_metrics["val_negative_elbo"].item())
     assert losses[1] - losses[0] == pytest.approx(np.log(10), abs=1e-3)
 
 
