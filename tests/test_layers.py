@@ -93,6 +93,11 @@ def test_the_bridge_does_not_import_the_faces(file):
     assert not [name for name in names if lies_in(name, *FACES)]
 
 
+@each([file for file in FILES if file != PACKAGE / "sktime.py"])
+def test_the_extra_is_not_imported(file):
+    assert not [name for name in imported(file) if lies_in(name, "sktime", "skpro")]
+
+
 @each(SSM + BRIDGE)
 def test_random_numbers_come_from_torch_alone(file):
     # darts isolates the state of torch's global generator, and of no other

@@ -1,0 +1,172 @@
+"""
+Time series in pandas, laid on regular grids of times, for :mod:`darts_ddssm.sktime`.
+
+pandas counts time by an index of numbers, dates or periods, darts by its own. Here each
+series gets the grid of all its times, by its frequency, and goes to darts as the numbered
+steps of that grid, so that all kinds of index work alike. A time without a row is a step
+of missing values.
+"""
+
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+import pandas as pd
+from darts import TimeSeries
+from darts.logging import raise_log
+from pandas.tseries.frequencies import to_offset
+
+from darts_ddssm.checks import check
+
+# The rows of each series by time; the key is () for a series that is alone.
+Key = tuple[Hashable, ...]
+Instances = dict[Key, pd.DataFrame]
+
+
+def instances(frame: pd.DataFrame) -> Instances:
+    """Split a frame by all levels of its index but the last, which is time."""
+    levels = list(range(frame.index.nlevels - 1))
+    if not levels:
+        return {(): frame}
+    groups = frame.groupby([frame.index.get_level_values(i) for i in levels], sort=False)
+    return {key: rows.droplevel(levels) for key, rows in groups}
+
+
+def merged(name: str, old: Instances, new: Instances) -> Instances:
+    """Return the rows of both; where both have a value, the new one.
+
+    Raises
+    ------
+    ValueError
+        If the columns differ; ``name`` is that of the argument.
+    """
+    result = dict(old)
+    expected = list(next(iter(old.values())).columns)
+    for key, rows in new.items():
+        columns = list(rows.columns)
+        check(
+            columns == expected,
+            f"`{name}` must have the columns {expected} as in `fit`, got {columns}.",
+        )
+        result[key] = rows.combine_first(old[key]) if key in old else rows
+    return result
+
+
+def frequency(indices: Iterable[pd.Index]) -> pd.offsets.BaseOffset | None:
+    """Frequency of the dates of several series, ``None`` if they are no dates.
+
+    It is the one that an index has or, if there are gaps, the longest step between
+    neighbours that leads to all dates.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    indices = list(indices)
+    times = indices[0].append(indices[1:]).unique().sort_values()
+    if not isinstance(times, pd.DatetimeIndex):
+        return None
+    for index in (*indices, times):
+        if index.freq is not None:
+            return index.freq
+    found = pd.infer_freq(times) if len(times) > 2 else None
+    if found is not None:
+        return to_offset(found)
+    triples = (times[i : i + 3] for i in range(len(times) - 2))
+    found = {pd.infer_freq(triple) for triple in triples} - {None}
+    grids = [pd.date_range(times[0], times[-1], freq=freq) for freq in found]
+    grids = [grid for grid in grids if times.isin(grid).all()]
+    check(
+        bool(grids),
+        "The index of `y` must have a frequency, got dates from which none can be "
+        f"inferred, from `{times[0]}` to `{times[-1]}`. It may be set by `y.asfreq()`.",
+    )
+    return min(grids, key=len).freq
+
+
+def grid(index: pd.Index, last: Hashable, freq: pd.offsets.BaseOffset | None) -> pd.Index:
+    """All times from the first of an index to ``last``.
+
+    Raises
+    ------
+    ValueError
+        If the index has others.
+    """
+    first = index[0]
+    if isinstance(index, pd.DatetimeIndex):
+        times = pd.date_range(first, last, freq=freq)
+    elif isinstance(index, pd.PeriodIndex):
+        times = pd.period_range(first, last, freq=index.freq)
+    else:
+        times = pd.RangeIndex(first, last + 1)
+    outside = index[~index.isin(times)]
+    if len(outside):
+        raise_log(
+            ValueError(
+                f"The index of `y` must be regular, got `{outside[0]}`, which is no "
+                f"multiple of `{times.freqstr}` from `{first}`."
+            )
+        )
+    return times
+
+
+def steps(
+    rows: pd.DataFrame, times: pd.Index, before: int, dtype: type[np.floating]
+) -> TimeSeries:
+    """Rows at all times of a grid, and ``before`` missing steps before them."""
+    values = rows.astype(np.float64).reindex(times).to_numpy(dtype)
+    padded = np.pad(values, ((before, 0), (0, 0)), constant_values=np.nan)
+    return TimeSeries.from_values(padded)
+
+
+def num_seen(rows: pd.DataFrame, times: pd.Index) -> int:
+    """Number of steps of a grid up to the last row."""
+    return times.get_loc(rows.index[-1]) + 1
+
+
+def steps_ahead(rows: pd.DataFrame, times: pd.Index, horizon: pd.Index) -> np.ndarray:
+    """Numbers of the steps of a horizon, 1 for the first one after the last row.
+
+    Raises
+    ------
+    ValueError
+        If a time of the horizon is not after the last row, or not on the grid.
+    """
+    found = times.get_indexer(horizon)
+    ahead = found + 1 - num_seen(rows, times)
+    wrong = horizon[(found < 0) | (ahead < 1)]
+    if len(wrong):
+        raise_log(
+            ValueError(
+                "`fh` must be after the last time of each series, here "
+                f"`{rows.index[-1]}`, and on its grid, got `{wrong[0]}`."
+            )
+        )
+    return ahead
+
+
+def with_frequency(index: pd.Index, freq: pd.offsets.BaseOffset | None) -> pd.Index:
+    """Return an index that, if it has dates, has this frequency."""
+    return pd.DatetimeIndex(index, freq=freq) if freq is not None else index
+
+
+def joined(times: dict[Key, pd.Index], names: Iterable[Hashable]) -> pd.Index:
+    """Return the index of a frame with these times of each series."""
+    if () in times:
+        return times[()].set_names(names)
+    rows = [(*key, time) for key, index in times.items() for time in index]
+    return pd.MultiIndex.from_tuples(rows, names=names)
+
+
+def check_rows(X: Instances, key: Key, times: pd.Index) -> None:
+    """Raise a `ValueError` if a series has no covariates, or none at some of the times."""
+    name = f" of the series `{key}`" if key else ""
+    check(key in X, f"`X` must have the series of `y`, got none{name}.")
+    missing = times[~times.isin(X[key].index)]
+    if len(missing):
+        raise_log(
+            ValueError(
+                "`X` must have a row at each time of `y` and of the horizon, got none at "
+                f"`{missing[0]}`{name}. A value may be NaN: not known."
+            )
+        )

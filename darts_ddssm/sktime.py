@@ -1,0 +1,461 @@
+"""
+The face to sktime: :class:`DDSSMForecaster`, installed by ``darts-ddssm[sktime]``.
+"""
+
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from darts import TimeSeries
+from darts.utils.likelihood_models.torch import TorchLikelihood
+
+from darts_ddssm.checks import check, check_positive_integer
+from darts_ddssm.frames import (
+    Instances,
+    Key,
+    check_rows,
+    frequency,
+    grid,
+    instances,
+    joined,
+    merged,
+    num_seen,
+    steps,
+    steps_ahead,
+    with_frequency,
+)
+from darts_ddssm.model import DDSSMModel
+from darts_ddssm.whole_series import prolonged
+
+try:
+    from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "`darts_ddssm.sktime` must have sktime and skpro, which are not installed. Install "
+        'them by `pip install "darts-ddssm[sktime]"`.'
+    ) from error
+
+if TYPE_CHECKING:
+    from skpro.distributions import Empirical
+
+# Under which a model is saved for a moment.
+FILE = "model.pt"
+
+
+class DDSSMForecaster(BaseForecaster):
+    """A Diffusion-Driven State Space Model (DDSSM) for sktime.
+
+    The same model as :class:`darts_ddssm.DDSSMModel`: a state-space model whose latent
+    transition is a diffusion model [1]_, which forecasts by joint sample paths.
+
+    - ``predict_proba`` returns all ``num_samples`` paths as skpro's ``Empirical``: its
+      ``spl`` holds them, and with ``marginal=False`` its ``sample`` draws whole paths.
+      ``predict`` is the mean of these paths; quantiles, intervals and variances are
+      theirs too. Calls with the same horizon return the same paths.
+    - A panel or a hierarchy is fitted by one global model, in which every node is a
+      series, totals included; forecasts of a hierarchy do not add up unless sktime's
+      ``ReconcilerForecaster`` makes them. For one model a series, use
+      ``ForecastByLevel(forecaster, groupby="local")``.
+    - A relative horizon counts from the end of each series, an absolute one is the same
+      for all.
+    - ``X`` is known in the future: it must have a row at each time of ``y`` and of the
+      horizon, in ``fit`` or later.
+    - NaN in ``y`` or ``X``, and times in between without a row, are missing values: the
+      model takes them as not observed.
+    - ``update`` with ``update_params=False`` forecasts from the new data with the present
+      weights; with ``True`` it fits anew to all data seen, since training has a schedule
+      that does not continue.
+    - ``pretrain`` trains on a panel; called again, it goes on from its weights. ``fit``
+      then trains nothing: it only tells which series to forecast, seen before or not.
+    - In a pipeline, transform the target value by value, e.g. by a logarithm. Differences
+      are undone by sktime for each quantile alone, as if that were a path.
+
+    The target needs no scaling. ``X`` should be scaled. Values are taken in float32 unless
+    ``pl_trainer_kwargs`` has ``"precision": "64-true"``.
+
+    Parameters
+    ----------
+    input_chunk_length
+        Number of time steps of the past that a forecast is conditioned on. What lies
+        before the start of a shorter series is missing.
+    output_chunk_length
+        Number of time steps that follow the input chunk in a training window. The
+        horizon may be longer.
+    latent_dim
+        Dimension of the latent state.
+    transition_order
+        Number of past states that the next one depends on. ``None`` for all of them.
+    transition
+        ``"diffusion"``, or ``"gaussian"`` for the deep state-space model with a Gaussian
+        transition.
+    hidden_size
+        Width of the hidden layers of all networks.
+    num_solver_steps
+        Number of network evaluations that draw one time step of a forecast.
+    peak_kl_weight
+        Weight of the divergence in the training loss midway in training.
+    overshooting_weight
+        Weight of forecasts of several steps in the training loss.
+    likelihood
+        The density of an observation given the state, one of darts' torch likelihoods.
+        ``None`` for ``GaussianLikelihood()``.
+    use_reversible_instance_norm
+        Whether each window is normalised by its input chunk. ``None`` to have it so where
+        the training series drift.
+    batch_size
+        Number of windows in a training batch.
+    n_epochs
+        Number of passes through the training windows.
+    optimizer_cls, optimizer_kwargs
+        Class and arguments of the optimiser. ``None`` for darts' defaults.
+    lr_scheduler_cls, lr_scheduler_kwargs
+        Class and arguments of the learning rate's scheduler. ``None`` for a constant rate.
+    pl_trainer_kwargs
+        Arguments of Lightning's trainer, such as
+        ``{"accelerator": "cpu", "enable_progress_bar": False}``.
+    num_samples
+        Number of sample paths of a forecast.
+    random_state
+        Seed of training and of forecasts. ``None`` for another one at each ``fit``, which
+        then holds for all its forecasts.
+
+    Attributes
+    ----------
+    model_ : DDSSMModel
+        The trained darts model, whose steps are numbers instead of times.
+
+    Raises
+    ------
+    ValueError
+        By ``fit``, ``update`` and ``predict``, if an argument is outside its range, an
+        index has no regular frequency, or ``X`` does not go with ``y``.
+
+    See Also
+    --------
+    darts_ddssm.DDSSMModel : What the arguments do, in full.
+
+    References
+    ----------
+    .. [1] E. Ruder and M. Wojnowicz, "Diffusion-Driven State Space Models",
+            https://arxiv.org/abs/2606.21036
+
+    Examples
+    --------
+    >>> from sktime.datasets import load_airline
+    >>> from darts_ddssm.sktime import DDSSMForecaster
+    >>> forecaster = DDSSMForecaster(
+    ...     input_chunk_length=24,
+    ...     output_chunk_length=12,
+    ...     n_epochs=1,
+    ...     num_samples=50,
+    ...     random_state=0,
+    ...     pl_trainer_kwargs={"accelerator": "cpu", "enable_progress_bar": False},
+    ... )
+    >>> forecaster = forecaster.fit(load_airline())
+    >>> forecaster.predict(fh=[1, 12]).index.astype(str).to_list()
+    ['1961-01', '1961-12']
+    >>> forecaster.predict_proba(fh=[1, 12]).spl.shape  # 50 paths of two steps
+    (100, 1)
+    """
+
+    _tags = {
+        "authors": ["darts-ddssm developers"],
+        "maintainers": ["darts-ddssm developers"],
+        "capability:multivariate": True,
+        "capability:exogenous": True,
+        "capability:insample": False,
+        "capability:pred_int": True,
+        "capability:pred_int:insample": False,
+        "capability:missing_values": True,
+        "capability:categorical_in_X": False,
+        "capability:unequal_length": True,
+        "capability:update": True,
+        "capability:pretrain": True,
+        "capability:random_state": True,
+        "property:randomness": "derandomized",
+        "pretrain:fitted_params": ["pretrained_"],
+        "y_inner_mtype": ["pd.DataFrame", "pd-multiindex", "pd_multiindex_hier"],
+        "X_inner_mtype": ["pd.DataFrame", "pd-multiindex", "pd_multiindex_hier"],
+        "requires-fh-in-fit": False,
+    }
+
+    def __init__(
+        self,
+        input_chunk_length: int,
+        output_chunk_length: int,
+        latent_dim: int = 8,
+        transition_order: int | None = None,
+        transition: str = "diffusion",
+        hidden_size: int = 64,
+        num_solver_steps: int = 12,
+        peak_kl_weight: float = 1.0,
+        overshooting_weight: float = 1.0,
+        likelihood: TorchLikelihood | None = None,
+        use_reversible_instance_norm: bool | dict | None = None,
+        batch_size: int = 32,
+        n_epochs: int = 100,
+        optimizer_cls: type[torch.optim.Optimizer] | None = None,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        lr_scheduler_cls: type[torch.optim.lr_scheduler.LRScheduler] | None = None,
+        lr_scheduler_kwargs: dict[str, Any] | None = None,
+        pl_trainer_kwargs: dict[str, Any] | None = None,
+        num_samples: int = 500,
+        random_state: int | None = None,
+    ) -> None:
+        self.input_chunk_length = input_chunk_length
+        self.output_chunk_length = output_chunk_length
+        self.latent_dim = latent_dim
+        self.transition_order = transition_order
+        self.transition = transition
+        self.hidden_size = hidden_size
+        self.num_solver_steps = num_solver_steps
+        self.peak_kl_weight = peak_kl_weight
+        self.overshooting_weight = overshooting_weight
+        self.likelihood = likelihood
+        self.use_reversible_instance_norm = use_reversible_instance_norm
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.optimizer_cls = optimizer_cls
+        self.optimizer_kwargs = optimizer_kwargs
+        self.lr_scheduler_cls = lr_scheduler_cls
+        self.lr_scheduler_kwargs = lr_scheduler_kwargs
+        self.pl_trainer_kwargs = pl_trainer_kwargs
+        self.num_samples = num_samples
+        self.random_state = random_state
+        super().__init__()
+
+    @property
+    def model_(self) -> DDSSMModel:
+        """The trained darts model, whose steps are numbers instead of times."""
+        return self._trained.model
+
+    def _fit(
+        self, y: pd.DataFrame, X: pd.DataFrame | None, fh: ForecastingHorizon | None
+    ) -> "DDSSMForecaster":
+        check_positive_integer("num_samples", self.num_samples)
+        self._index_names = y.index.names
+        self._seen_y = instances(y)
+        self._seen_X = None if X is None else instances(X)
+        self._seed = self.random_state
+        if self._seed is None:
+            self._seed = int(torch.randint(2**31, ()))
+        self._train_unless_pretrained()
+        return self
+
+    def _update(
+        self, y: pd.DataFrame, X: pd.DataFrame | None = None, update_params: bool = True
+    ) -> "DDSSMForecaster":
+        new = instances(y)
+        seen = merged("y", self._seen_y, new)
+        # Where the cutoff was set back, as in a backtest, later data are not known yet.
+        ends = {key: seen[key].loc[: rows.index[-1]] for key, rows in new.items()}
+        self._seen_y, self._seen_X = seen | ends, self._known_X(X)
+        if update_params:
+            self._train_unless_pretrained()
+        return self
+
+    def _pretrain(
+        self,
+        y: pd.DataFrame,
+        X: pd.DataFrame | None = None,
+        fh: ForecastingHorizon | None = None,
+    ) -> "DDSSMForecaster":
+        model = self._untrained_model()
+        # called again, it goes on from the weights there are
+        if hasattr(self, "pretrained_"):
+            self.pretrained_.give_weights(model)
+        self._train(model, instances(y), None if X is None else instances(X))
+        self.pretrained_ = _Trained(model)
+        return self
+
+    def _predict(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> pd.DataFrame:
+        index, columns, paths = self._sample_paths(fh, X)
+        return pd.DataFrame(paths.mean(0), index=index, columns=columns)
+
+    def _predict_proba(
+        self, fh: ForecastingHorizon, X: pd.DataFrame | None, marginal: bool = True
+    ) -> "Empirical":
+        from skpro.distributions import Empirical
+
+        index, columns, paths = self._sample_paths(fh, X)
+        num_samples, num_rows, _ = paths.shape
+        rows = np.tile(np.arange(num_rows), num_samples)
+        levels = [index.get_level_values(i)[rows] for i in range(index.nlevels)]
+        levels.insert(0, np.repeat(np.arange(num_samples), num_rows))
+        return Empirical(
+            pd.DataFrame(
+                paths.reshape(len(rows), -1),
+                index=pd.MultiIndex.from_arrays(levels),
+                columns=columns,
+            ),
+            time_indep=marginal,
+            skip_init_sorted=True,  # slow for many series; skpro sorts when it has to
+            index=index,
+            columns=columns,
+        )
+
+    def _train_unless_pretrained(self) -> None:
+        pretrained = getattr(self, "pretrained_", None)
+        if pretrained is None:
+            model = self._untrained_model()
+            self._train(model, self._seen_y, self._seen_X)
+            self._trained = _Trained(model)
+            return
+        takes_X = pretrained.model.uses_future_covariates
+        check(
+            takes_X == (self._seen_X is not None),
+            "`X` must be passed to both of `pretrain` and `fit` or to neither, got it in "
+            f"`{'pretrain' if takes_X else 'fit'}` alone.",
+        )
+        self._trained = pretrained
+
+    def _untrained_model(self) -> DDSSMModel:
+        arguments = self.get_params(deep=False)
+        del arguments["num_samples"]
+        # None is the default wherever darts takes it. Callbacks in them have a state.
+        arguments = {k: deepcopy(v) for k, v in arguments.items() if v is not None}
+        return DDSSMModel(**arguments)
+
+    def _train(self, model: DDSSMModel, y: Instances, X: Instances | None) -> None:
+        times = {key: rows.index for key, rows in y.items()}
+        freq = frequency(times.values())
+        grids = {key: grid(index, index[-1], freq) for key, index in times.items()}
+        targets, covariates = self._series(y, X, grids)
+        model.fit(targets, future_covariates=covariates)
+
+    def _series(
+        self, y: Instances, X: Instances | None, grids: dict[Key, pd.Index]
+    ) -> tuple[list[TimeSeries], list[TimeSeries] | None]:
+        """Targets, to the end of each series, and covariates, to that of its grid."""
+        precision = str((self.pl_trainer_kwargs or {}).get("precision"))
+        dtype = np.float64 if "64" in precision else np.float32
+        window = self.input_chunk_length + self.output_chunk_length
+        targets, covariates = [], []
+        for key, rows in y.items():
+            seen = grids[key][: num_seen(rows, grids[key])]
+            # what lies before the start of a short series is missing
+            before = max(window - len(seen), 0)
+            targets.append(steps(rows, seen, before, dtype))
+            if X is not None:
+                check_rows(X, key, rows.index)
+                covariates.append(steps(X[key], grids[key], before, dtype))
+        return targets, covariates or None
+
+    def _sample_paths(
+        self, fh: ForecastingHorizon, X: pd.DataFrame | None
+    ) -> tuple[pd.Index, pd.Index, np.ndarray]:
+        """Draw joint sample paths, the same ones at each call.
+
+        Returns
+        -------
+        index
+            R rows: the times of the horizon, for each series if there are several.
+        columns
+            C names.
+        paths
+            Samples, (S, R, C).
+        """
+        y, X = self._seen_y, self._known_X(X)
+        freq = frequency(rows.index for rows in y.values())
+        horizon = ForecastingHorizon(fh.to_pandas(), fh.is_relative, freq)
+        times, grids, chosen = {}, {}, []
+        for key, rows in y.items():
+            times[key] = horizon.to_absolute_index(with_frequency(rows.index[-1:], freq))
+            grids[key] = grid(rows.index, max(times[key].max(), rows.index[-1]), freq)
+            chosen.append(steps_ahead(rows, grids[key], times[key]))
+            if X is not None:
+                check_rows(X, key, times[key])
+        n = max(ahead.max() for ahead in chosen)
+        targets, covariates = self._series(y, X, grids)
+        if covariates is not None:
+            # darts asks for whole output chunks, and for the longest horizon of all series
+            extra = max(n, self.output_chunk_length)
+            covariates = [prolonged(one, extra) for one in covariates]
+        forecasts = self.model_.predict(
+            n,
+            targets,
+            future_covariates=covariates,
+            num_samples=self.num_samples,
+            random_state=self._seed,
+        )
+        # (n, C, S) -> (S, steps of the horizon, C)
+        paths = [
+            forecast.all_values()[ahead - 1].transpose(2, 0, 1).astype(np.float64)
+            for forecast, ahead in zip(forecasts, chosen, strict=True)
+        ]
+        index = joined(times, self._index_names)
+        return index, next(iter(y.values())).columns, np.concatenate(paths, axis=1)
+
+    def _known_X(self, X: pd.DataFrame | None) -> Instances | None:
+        """Rows of X seen so far, and those that are new."""
+        if X is None:
+            return self._seen_X
+        check(
+            self._seen_X is not None,
+            "`X` must be passed to `fit` if it is to be used later, got it only later.",
+        )
+        return merged("X", self._seen_X, instances(X))
+
+    @classmethod
+    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
+        """Return settings that train in a moment, for sktime's checks.
+
+        Parameters
+        ----------
+        parameter_set
+            Name of a set of settings; there is one.
+
+        Returns
+        -------
+        list of dict
+            Arguments of two forecasters.
+        """
+        tiny = {
+            "input_chunk_length": 4,
+            "output_chunk_length": 2,
+            "latent_dim": 2,
+            "hidden_size": 4,
+            "num_solver_steps": 2,
+            "n_epochs": 1,
+            "num_samples": 10,
+            "random_state": 0,
+            "pl_trainer_kwargs": {
+                "accelerator": "cpu",
+                "enable_model_summary": False,
+                "enable_progress_bar": False,
+                "logger": False,
+                "max_steps": 1,
+            },
+        }
+        other = {"transition": "gaussian", "transition_order": 1, "overshooting_weight": 0}
+        return [tiny, tiny | other]
+
+
+class _Trained:
+    """A trained model, whole in pickle and deepcopy; darts' own lose their weights."""
+
+    def __init__(self, model: DDSSMModel) -> None:
+        self.model = model
+
+    def give_weights(self, model: DDSSMModel) -> None:
+        """Let the weights of a new model be these."""
+        with TemporaryDirectory() as folder:
+            path = str(Path(folder, FILE))
+            self.model.save(path)
+            model.load_weights(path)
+
+    def __getstate__(self) -> dict[str, bytes]:
+        with TemporaryDirectory() as folder:
+            self.model.save(str(Path(folder, FILE)))
+            return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+    def __setstate__(self, files: dict[str, bytes]) -> None:
+        with TemporaryDirectory() as folder:
+            for name, content in files.items():
+                Path(folder, name).write_bytes(content)
+            # Lightning moves it to where it trains and forecasts
+            self.model = DDSSMModel.load(str(Path(folder, FILE)), map_location="cpu")
