@@ -46,9 +46,11 @@ LOCATION_SCALE_FAMILIES = (
 # Windows, evenly spaced, that the scale of a training set is taken from.
 NUM_WINDOWS = 1000
 
-# Windows, of all series, by which it is decided whether each has its own scale, and the
-# least spread, in that of the training set, of an input chunk that can be one.
+# Windows, of all series, by which it is decided whether each has its own scale; what that
+# must gain, in nats a value, to be no accident; and the least spread, in that of the
+# training set, of an input chunk that can be a scale.
 MAX_COMPARED = 1000
+MIN_GAIN = 0.1
 MIN_INSTANCE_STD = 1e-3
 
 # Least spread of a component in rounding errors of its magnitude: a constant is forecast
@@ -124,9 +126,9 @@ def prefers_instance_scale(
     """Whether a window is better scaled by its own past than by the training set.
 
     The first two thirds of the windows of each series are taken for a training set. It is
-    asked what says more of the output chunks in the last third: a Gaussian of the moments
-    of that training set, or a Student t of those of the input chunk alone, which allows
-    for how little a short chunk knows of them.
+    asked what says clearly more of the output chunks in the last third: a Gaussian of the
+    moments of that training set, or a Student t of those of the input chunk alone, which
+    allows for how little a short chunk knows of them.
 
     Parameters
     ----------
@@ -150,7 +152,7 @@ def prefers_instance_scale(
     std = torch.where(std > 0, std, torch.nan)
     by_training_set = Normal(mean, std, validate_args=False)
     num_windows = max(MAX_COMPARED // len(paths), 1)
-    gain = 0.0
+    gains = []
     for values, first in zip(paths, firsts, strict=True):
         last = len(values) - length
         for start in np.unique(np.linspace(first, last, num_windows).astype(int)):
@@ -166,8 +168,8 @@ def prefers_instance_scale(
             by_input = StudentT(count - 1, own_mean, own_std, validate_args=False)
             ahead = torch.from_numpy(window[-output_length:])
             difference = by_input.log_prob(ahead) - by_training_set.log_prob(ahead)
-            gain += difference.nansum().item()
-    return gain > 0
+            gains.append(difference.flatten())
+    return torch.cat(gains).nanmean().item() > MIN_GAIN
 
 
 def _moments(values: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
