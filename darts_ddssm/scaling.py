@@ -108,13 +108,10 @@ def dataset_scale(dataset: TorchTrainingDataset) -> tuple[np.ndarray, np.ndarray
     values = np.concatenate(rows)
     rounding = np.finfo(values.dtype).eps
     values = values.astype(np.float64)
-    observed = ~np.isnan(values)
-    count = np.maximum(observed.sum(0), 1)
-    values = np.where(observed, values, 0.0)
-    shift = values.sum(0) / count
-    deviations = np.where(observed, values - shift, 0.0)
-    spread = np.sqrt(np.square(deviations).sum(0) / count)
-    magnitude = np.abs(values).max(0)
+    mean, std, count = _moments(values)
+    # where nothing is observed they are NaN
+    shift, spread = (torch.where(count > 0, x, 0.0).numpy() for x in (mean, std))
+    magnitude = np.where(np.isnan(values), 0.0, np.abs(values)).max(0)
     # a component of zeros alone has no magnitude either
     floor = MIN_SPREAD * rounding * np.where(magnitude > 0, magnitude, 1.0)
     return shift, np.maximum(spread, floor)

@@ -145,9 +145,10 @@ class Trained:
         return {"updates": self.updates, "fit_seconds": self.seconds}
 
 
-def _trainer(
-    max_steps: int, callbacks: Sequence[Callback], **kwargs: Any
+def trainer_arguments(
+    max_steps: int, callbacks: Sequence[Callback] = (), **kwargs: Any
 ) -> dict[str, Any]:
+    """Arguments of a quiet trainer on one processor."""
     return {
         "accelerator": "cpu",
         "max_steps": max_steps,
@@ -186,7 +187,7 @@ def train(
     """
     kwargs |= {"batch_size": BATCH_SIZE, "n_epochs": 10**6, "random_state": seed}
     clock = Clock()
-    probe = _trainer(WARM_UP + TIMED, [clock])
+    probe = trainer_arguments(WARM_UP + TIMED, [clock])
     method(pl_trainer_kwargs=probe, **kwargs).fit(series)
     fitting = int(budget.seconds / statistics.median(clock.seconds[WARM_UP:]))
     updates = int(np.clip(fitting, MIN_UPDATES, budget.max_updates))
@@ -212,7 +213,7 @@ def train(
         },
     }
     if validation is None:
-        model = method(pl_trainer_kwargs=_trainer(updates, []), **schedule, **kwargs)
+        model = method(pl_trainer_kwargs=trainer_arguments(updates), **schedule, **kwargs)
         start = time.perf_counter()
         model.fit(series)
         return Trained(model, updates, time.perf_counter() - start)
@@ -222,7 +223,7 @@ def train(
     if method.patience < 1:
         patience = math.ceil(method.patience * updates / (every * epoch))
         callbacks.append(EarlyStopping("val_loss", patience=patience))
-    trainer = _trainer(updates, callbacks, check_val_every_n_epoch=every)
+    trainer = trainer_arguments(updates, callbacks, check_val_every_n_epoch=every)
     with tempfile.TemporaryDirectory() as work_dir:
         model = method(
             pl_trainer_kwargs=trainer,

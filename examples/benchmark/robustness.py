@@ -15,10 +15,17 @@ from darts.utils.likelihood_models.torch import (
     LaplaceLikelihood,
 )
 from scipy.stats import t as student_t
-from simulated import LENGTH, NUM_SAMPLES, NUM_TEST, Simulation, fit, forecast
+from simulated import (
+    LENGTH,
+    NUM_SAMPLES,
+    NUM_TEST,
+    Simulation,
+    fit,
+    forecast,
+    jensen_shannon,
+)
 
 from darts_ddssm.datasets import BimodalRandomWalk
-from darts_ddssm.metrics import jensen_shannon_divergence
 
 LIKELIHOODS = {
     "Gaussian": GaussianLikelihood,
@@ -126,31 +133,20 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     samples = forecast(trained.model, scaler, contexts, 1, cell.seed)
     oracle = process.sample_future(states, 1, NUM_SAMPLES, seed + 5)
     finite = np.isfinite(samples).all()
+    # as far as the true density reaches
+    reach = process.step + 12 * process.noise
+
+    def divergence(forecasts: np.ndarray) -> float:
+        return jensen_shannon(forecasts, states, process, interval=(-reach, reach))
+
     return trained.cost | {
         "finite": float(finite),
         # of what is not finite there is no histogram
-        "jsd": jensen_shannon(samples, states, process) if finite else np.nan,
-        "jsd_oracle": jensen_shannon(oracle, states, process),
+        "jsd": divergence(samples) if finite else np.nan,
+        "jsd_oracle": divergence(oracle),
         "crps": scores.crps(actual, samples),
         "crps_oracle": scores.crps(actual, oracle),
     }
-
-
-def jensen_shannon(
-    samples: np.ndarray, states: np.ndarray, process: BimodalRandomWalk
-) -> float:
-    """Mean divergence of one-step forecasts (S, N, 1, 1) to their true densities.
-
-    The histogram reaches as far as the true density does.
-    """
-    centre = process.decay * states[:, 0]
-    reach = process.step + 12 * process.noise
-    divergence = jensen_shannon_divergence(
-        (samples[:, :, 0, 0] - centre).T,
-        lambda x: process.predictive_density(x, np.zeros(1)),
-        interval=(-reach, reach),
-    )
-    return float(np.mean(divergence))
 
 
 def summary(frame: pd.DataFrame, folder: Path) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 import report
 from cells import Cell, Options, Suite
 from darts import TimeSeries
-from methods import TORCH_METHODS, WARM_UP, Budget, Clock
+from methods import TORCH_METHODS, WARM_UP, Budget, Clock, trainer_arguments
 
 HORIZON = 24
 
@@ -82,14 +82,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
             batch_size=size.batch,
             n_epochs=10**6,
             random_state=cell.seed,
-            pl_trainer_kwargs={
-                "accelerator": "cpu",
-                "max_steps": updates,
-                "callbacks": [clock],
-                "enable_model_summary": False,
-                "enable_progress_bar": False,
-                "logger": False,
-            },
+            pl_trainer_kwargs=trainer_arguments(updates, [clock]),
             **more,
         )
 
@@ -97,13 +90,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     small = TORCH_METHODS[method](
         input_chunk_length=8,
         output_chunk_length=4,
-        pl_trainer_kwargs={
-            "accelerator": "cpu",
-            "max_steps": 2,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "logger": False,
-        },
+        pl_trainer_kwargs=trainer_arguments(2),
     )
     small.fit(noisy_sines(1, 40, 1)[0]).predict(4, num_samples=2)
     series = noisy_sines(size.series, size.window + 4 * size.batch, size.components)

@@ -52,12 +52,15 @@ SIMULATIONS = {
 }
 
 
-def jensen_shannon(samples: np.ndarray, states: np.ndarray, process: Any) -> float:
+def jensen_shannon(
+    samples: np.ndarray, states: np.ndarray, process: Any, **kwargs: Any
+) -> float:
     """Mean divergence of one-step forecasts (S, N, 1, 1) to their true densities."""
     centre = process.decay * states[:, 0]
     divergence = jensen_shannon_divergence(
         (samples[:, :, 0, 0] - centre).T,
         lambda x: process.predictive_density(x, np.zeros(1)),
+        **kwargs,
     )
     return float(np.mean(divergence))
 
