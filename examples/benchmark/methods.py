@@ -2,7 +2,9 @@
 
 Every torch model gets the same windows, the same scaling, the same kind of learning-rate
 schedule and the same seconds of training. How many updates fit is found by timing some,
-so that schedules know their length. The best epoch by validation loss is kept.
+so that schedules know their length. The best epoch by validation loss is kept, and the
+settings that a method leaves open are those with the lowest validation loss in short
+training of each.
 """
 
 import logging
@@ -12,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ BATCH_SIZE = 64
 # Updates that are timed, after some that warm up.
 WARM_UP, TIMED = 5, 15
 MIN_UPDATES = 50
+# Share of the budget that each candidate is trained for.
+PILOT = 0.25
 # An epoch shorter than this would spend its time on validation.
 UPDATES_BETWEEN_VALIDATIONS = 20
 
@@ -71,16 +75,29 @@ class Method:
         Share of the updates without progress after which training ends; 1 for never.
     settings
         Its own arguments.
+    candidates
+        Further arguments to choose from, where there are validation data.
     """
 
     make: Maker
     lr: float
     patience: float = 1 / 3
     settings: dict[str, Any] = field(default_factory=dict)
+    candidates: tuple[dict[str, Any], ...] = ()
 
     def __call__(self, **kwargs: Any) -> TorchForecastingModel:
         return self.make(**(self.settings | kwargs))
 
+    def variants(self) -> list["Method"]:
+        """Return one method for each candidate."""
+        return [
+            replace(self, settings=self.settings | further, candidates=())
+            for further in self.candidates
+        ]
+
+
+# The DDSSM decides by itself whether each window is seen in its own scale.
+OWN_SCALE = tuple({"use_reversible_instance_norm": own} for own in (False, True))
 
 # The weight of the DDSSM's divergence changes during training, and with it the meaning
 # of "no progress": it is never stopped early.
@@ -90,7 +107,12 @@ TORCH_METHODS = {
         DDSSMModel, lr=5e-3, patience=1.0, settings={"transition": "gaussian"}
     ),
     "RNNModel": Method(rnn, lr=2e-3),
-    "TiDEModel": Method(TiDEModel, lr=1e-3, settings={"likelihood": QuantileRegression()}),
+    "TiDEModel": Method(
+        TiDEModel,
+        lr=1e-3,
+        settings={"likelihood": QuantileRegression()},
+        candidates=OWN_SCALE,
+    ),
     "TFTModel": Method(
         TFTModel,
         lr=2e-3,
@@ -99,6 +121,7 @@ TORCH_METHODS = {
             "add_relative_index": True,
             "hidden_size": 32,
         },
+        candidates=OWN_SCALE,
     ),
 }
 
@@ -134,11 +157,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted model and what it cost."""
+    """A fitted model, what it cost, and its loss on validation data if there are any."""
 
     model: TorchForecastingModel
     updates: int
     seconds: float
+    loss: float = math.nan
 
     @property
     def cost(self) -> dict[str, float]:
@@ -185,6 +209,14 @@ def train(
     **kwargs
         The chunk lengths and other arguments of the model.
     """
+    if validation is not None and method.candidates:
+        pilot = replace(budget, seconds=PILOT * budget.seconds)
+
+        def loss(candidate: Method) -> float:
+            return train(candidate, series, pilot, seed, validation, **kwargs).loss
+
+        method = min(method.variants(), key=loss)
+
     kwargs |= {"batch_size": BATCH_SIZE, "n_epochs": 10**6, "random_state": seed}
     clock = Clock()
     probe = trainer_arguments(WARM_UP + TIMED, [clock])
@@ -236,4 +268,5 @@ def train(
         start = time.perf_counter()
         model.fit(series, val_series=validation, load_best=True)
         seconds = time.perf_counter() - start
-        return Trained(model, len(clock.seconds), seconds)
+        loss = float(model.trainer.checkpoint_callback.best_model_score)
+        return Trained(model, len(clock.seconds), seconds, loss)
