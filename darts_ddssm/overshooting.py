@@ -42,7 +42,7 @@ TRAINING_SAMPLES = 2
 # chance, and the least and the most of one window.
 VALIDATION_PATHS = 512
 MIN_VALIDATION_SAMPLES, MAX_VALIDATION_SAMPLES = 4, 32
-NUM_SOLVER_STEPS = 6
+NUM_SOLVER_STEPS = 5
 
 
 def forecast_score(

@@ -45,8 +45,22 @@ def test_step_by_step_is_the_whole_path_at_once(order, input_size):
         steps.append(context.context(history, u_t))
         history = context.append(history, z_t, u_t)
     torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u))
-    for part, at_once in zip(history, context.after(z, u), strict=True):
-        torch.testing.assert_close(part, at_once)
+
+
+@pytest.mark.parametrize("order", [1, 3, None])
+@pytest.mark.parametrize("known", [1, 2, NUM_STEPS])
+def test_step_by_step_after_a_path_goes_on_with_it(order, known):
+    num_steps = NUM_STEPS + known
+    context = context_of(order)
+    # of a kernel that reaches over five steps all, some, and none are in the first part
+    z, u = (torch.cat([x, x.flip(1)], dim=1)[:, :num_steps] for x in path())
+    history = context.after(z[:, :known], u[:, :known])
+    steps = []
+    for z_t, u_t in zip(z[:, known:].unbind(1), u[:, known:].unbind(1), strict=True):
+        steps.append(context.context(history, u_t))
+        torch.testing.assert_close(history.previous, z[:, known + len(steps) - 2])
+        history = context.append(history, z_t, u_t)
+    torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u)[:, known:])
 
 
 @pytest.mark.parametrize("order", [1, 3, None])

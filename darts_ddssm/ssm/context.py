@@ -30,11 +30,15 @@ class History(NamedTuple):
         1 where there is a last latent and 0 before the first step, (N, 1).
     memory
         The context network's own state, (N, ...).
+    past
+        What of it stays as it was when the roll-out began, (N, ...): copied at each step
+        it would cost more than the networks.
     """
 
     previous: Tensor
     started: Tensor
     memory: Tensor
+    past: Tensor
 
 
 def shift_right(z: Tensor) -> Tensor:
@@ -123,13 +127,15 @@ class MarkovContext(Context):
             previous=like.new_zeros(num_rows, self.latent_dim),
             started=like.new_zeros(num_rows, 1),
             memory=like.new_zeros(num_rows, self.order * self.slot_size),
+            past=like.new_zeros(num_rows, 0),
         )
 
     def after(self, z: Tensor, u: Tensor) -> History:
         steps = torch.cat([z, torch.ones_like(z[..., :1]), u], dim=-1)
         slots = nn.functional.pad(steps, (0, 0, self.order, 0))[:, -self.order :]
         # (N, J, D + 1 + U) -> (N, J * (D + 1 + U)), oldest slot first
-        return History(z[:, -1], torch.ones_like(z[:, -1, :1]), slots.flatten(1))
+        started = torch.ones_like(z[:, -1, :1])
+        return History(z[:, -1], started, slots.flatten(1), started[:, :0])
 
     def context(self, history: History, u: Tensor) -> Tensor:
         return self.network(torch.cat([history.memory, u], dim=-1))
@@ -137,7 +143,8 @@ class MarkovContext(Context):
     def append(self, history: History, z: Tensor, u: Tensor) -> History:
         started = torch.ones_like(history.started)
         kept = history.memory[:, self.slot_size :]
-        return History(z, started, torch.cat([kept, z, started, u], dim=-1))
+        memory = torch.cat([kept, z, started, u], dim=-1)
+        return History(z, started, memory, history.past)
 
 
 class LagKernel(nn.Module):
@@ -177,9 +184,14 @@ class LagKernel(nn.Module):
             sums = torch.einsum("nfd,fdo->nfo", path, kernel)
             return torch.fft.irfft(sums, size, dim=1)[:, :num_steps].to(z.dtype)
 
-    def last(self, past: Tensor) -> Tensor:
-        """Sums after the last K latents, oldest first: (N, K * D) -> (N, O)."""
-        return past @ self.weight.flatten(0, 1)
+    def last(self, past: Tensor, recent: Tensor) -> Tensor:
+        """Sums after K latents (N, K * D) and further ones (N, k * D), k <= K: (N, O).
+
+        Both oldest first; the oldest k of the former are out of reach.
+        """
+        weight = self.weight.flatten(0, 1)
+        of_past, of_recent = weight.tensor_split([len(weight) - recent.shape[-1]])
+        return past[:, recent.shape[-1] :] @ of_past + recent @ of_recent
 
 
 class RecurrentContext(Context):
@@ -201,8 +213,6 @@ class RecurrentContext(Context):
         num_sums = max(hidden_size // 4, 1)
         self.gru = nn.GRU(latent_dim + input_size, hidden_size, batch_first=True)
         self.kernel = LagKernel(latent_dim, reach, num_sums)
-        # what a history keeps beside the last latent: of the GRU, and the last K latents
-        self.memory_sizes = [hidden_size, reach * latent_dim]
         # The latent of one step ago also goes past the GRU, which bounds what it keeps.
         size = hidden_size + num_sums + latent_dim + 1 + input_size
         self.network = MLP(size, hidden_size, hidden_size)
@@ -218,27 +228,35 @@ class RecurrentContext(Context):
         return History(
             previous=like.new_zeros(num_rows, self.latent_dim),
             started=like.new_zeros(num_rows, 1),
-            memory=like.new_zeros(num_rows, sum(self.memory_sizes)),
+            memory=like.new_zeros(num_rows, self.context_size),
+            past=like.new_zeros(num_rows, self.kernel.reach * self.latent_dim),
         )
 
     def after(self, z: Tensor, u: Tensor) -> History:
-        _, memory = self.gru(torch.cat([z, u], dim=-1))
+        _, hidden = self.gru(torch.cat([z, u], dim=-1))
         reach = self.kernel.reach
         past = nn.functional.pad(z, (0, 0, reach, 0))[:, -reach:]
-        # (1, N, H) and (N, K, D) -> (N, H + K * D)
-        memory = torch.cat([memory.squeeze(0), past.flatten(1)], dim=-1)
-        return History(z[:, -1], torch.ones_like(z[:, -1, :1]), memory)
+        # (1, N, H) -> (N, H) and (N, K, D) -> (N, K * D)
+        started = torch.ones_like(z[:, -1, :1])
+        return History(z[:, -1], started, hidden.squeeze(0), past.flatten(1))
 
     def context(self, history: History, u: Tensor) -> Tensor:
-        memory, past = history.memory.split(self.memory_sizes, dim=-1)
-        parts = [memory, self.kernel.last(past), history.previous, history.started, u]
+        hidden, recent = self._split(history)
+        sums = self.kernel.last(history.past, recent)
+        parts = [hidden, sums, history.previous, history.started, u]
         return self.network(torch.cat(parts, dim=-1))
 
     def append(self, history: History, z: Tensor, u: Tensor) -> History:
-        memory, past = history.memory.split(self.memory_sizes, dim=-1)
+        hidden, recent = self._split(history)
         # (N, D + U) -> (N, 1, D + U), one step of the sequence
         step = torch.cat([z, u], dim=-1).unsqueeze(1)
-        _, memory = self.gru(step, memory.unsqueeze(0).contiguous())
-        # the oldest latent makes room
-        memory = torch.cat([memory.squeeze(0), past[:, self.latent_dim :], z], dim=-1)
-        return History(z, torch.ones_like(history.started), memory)
+        _, hidden = self.gru(step, hidden.unsqueeze(0).contiguous())
+        if recent.shape == history.past.shape:
+            # the oldest latent makes room
+            recent = recent[:, self.latent_dim :]
+        memory = torch.cat([hidden.squeeze(0), recent, z], dim=-1)
+        return History(z, torch.ones_like(history.started), memory, history.past)
+
+    def _split(self, history: History) -> tuple[Tensor, Tensor]:
+        """State of the GRU, (N, H), and latents since the roll-out began, (N, k * D)."""
+        return history.memory.tensor_split([self.context_size], dim=-1)
