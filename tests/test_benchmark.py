@@ -1,6 +1,7 @@
 """The benchmark: its scores, its store, and each suite end to end, very small."""
 
 import importlib
+import itertools
 import runpy
 import subprocess
 import sys
@@ -12,8 +13,20 @@ import pytest
 from darts import TimeSeries
 from darts.metrics import mase, mql
 
+from darts_ddssm.datasets import BimodalRandomWalk
+
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmark"
-MODULES = ("cells", "methods", "real", "report", "scaling", "scores", "suites")
+MODULES = (
+    "cells",
+    "methods",
+    "real",
+    "report",
+    "robustness",
+    "scaling",
+    "scores",
+    "simulated",
+    "suites",
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +35,7 @@ def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield {name: importlib.import_module(name) for name in MODULES}
-    for name in (*MODULES, "robustness", "simulated"):
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 
@@ -129,6 +142,33 @@ def test_seasonal_naive_repeats_the_season_with_its_residuals(modules, horizon):
 def test_filling_a_context_does_not_look_ahead(modules):
     series = TimeSeries.from_values(np.array([1.0, 2.0, np.nan, 9.0]))
     assert modules["real"].interpolated(series[:3]).values()[-1, 0] == 2
+
+
+def test_particle_filter_draws_from_the_posterior(modules):
+    # 2^8 paths of signs, whose weights are exact, and one value that is missing
+    process = BimodalRandomWalk(step=1.0, noise=0.8, probability=0.7)
+    x = np.array([0.9, 0.1, np.nan, 1.2, 2.0, 0.6, 1.5, 2.1])
+    signs = np.array(list(itertools.product([-1, 1], repeat=len(x))))
+    states = np.zeros((len(signs), len(x) + 1))
+    for t in range(len(x)):
+        states[:, t + 1] = process.decay * states[:, t] + process.step * signs[:, t]
+    log_weight = -0.5 * np.nansum(((x - states[:, 1:]) / process.noise) ** 2, axis=1)
+    weight = np.exp(log_weight) * np.where(signs > 0, 0.7, 0.3).prod(1)
+    weight /= weight.sum()
+    last = states[:, -1]
+    mean = weight @ last
+    std = np.sqrt(weight @ (last - mean) ** 2)
+
+    robustness = modules["robustness"]
+    contexts = [TimeSeries.from_values(x[:, None])] * 16
+    drawn = robustness.filtered_states(process, contexts, seed=0)
+    # (S * N, 1) -> (S, N)
+    drawn = drawn.reshape(robustness.NUM_SAMPLES, 16)
+    # particles share ancestors: an error of 16 filters is known from their spread
+    error = drawn.mean(0).std(ddof=1) / 4
+    assert error < 0.02 * std
+    assert abs(drawn.mean() - mean) < 5 * error
+    assert drawn.std() == pytest.approx(std, rel=0.05)
 
 
 def test_store_keeps_budgets_apart_and_forgets_mended_errors(modules, tmp_path):

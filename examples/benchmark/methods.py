@@ -51,7 +51,8 @@ def rnn(input_chunk_length: int, output_chunk_length: int, **kwargs: Any) -> RNN
     """DeepAR's recipe: an LSTM that is fed its own samples."""
     return RNNModel(
         input_chunk_length=input_chunk_length,
-        training_length=input_chunk_length + output_chunk_length,
+        # Each step of a window but the first is forecast from those before it.
+        training_length=input_chunk_length + output_chunk_length - 1,
         model="LSTM",
         hidden_dim=40,
         n_rnn_layers=2,

@@ -33,6 +33,7 @@ LIKELIHOODS = {
     "Cauchy": CauchyLikelihood,
 }
 DEGREES_OF_FREEDOM = 3
+NUM_PARTICLES = 2048
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,38 @@ def with_missing(series: list[TimeSeries], share: float, seed: int) -> list[Time
     return out
 
 
+def filtered_states(
+    process: BimodalRandomWalk, contexts: list[TimeSeries], seed: int
+) -> np.ndarray:
+    """Draw the last state given the data alone, by a particle filter: (S * N, 1)."""
+    rng = np.random.default_rng(seed)
+    x = np.stack([one.values()[:, 0] for one in contexts])  # (N, T)
+    num_series, length = x.shape
+    # (N, P), walked as (N * P, 1)
+    states = np.zeros((num_series, NUM_PARTICLES))
+    for t in range(length):
+        states = process.next_state(states.reshape(-1, 1), rng).reshape(states.shape)
+        seen = ~np.isnan(x[:, t])
+        if not seen.any():
+            continue
+        log_weight = process._log_density(x[seen, t : t + 1], states[seen])
+        weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
+        # One draw and even steps from it leave least to chance.
+        edges = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1)
+        steps = (rng.random((len(edges), 1)) + np.arange(NUM_PARTICLES)) / NUM_PARTICLES
+        kept = [np.searchsorted(e, s) for e, s in zip(edges, steps, strict=True)]
+        kept = np.minimum(kept, NUM_PARTICLES - 1).reshape(-1, NUM_PARTICLES)
+        states[seen] = np.take_along_axis(states[seen], kept, axis=1)
+    drawn = rng.permuted(states, axis=1)[:, :NUM_SAMPLES]
+    # (N, S) -> (S * N, 1)
+    return drawn.T.reshape(-1, 1)
+
+
 def run(cell: Cell, options: Options) -> dict[str, float]:
-    """Fit under one condition; scores of one-step forecasts, beside the true process's."""
+    """Fit under one condition; scores of one-step forecasts, beside the true process's.
+
+    The true process knows itself, but of the state only what the same data say.
+    """
     condition = CONDITIONS[cell.setting]
     process, seed = condition.process, 10 * cell.seed
     train_set = process.simulate(condition.num_series, LENGTH, seed + 1)
@@ -131,7 +162,10 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     )
     contexts = with_missing([s[:-1] for s in test.series], condition.missing, seed + 4)
     samples = forecast(trained.model, scaler, contexts, 1, cell.seed)
-    oracle = process.sample_future(states, 1, NUM_SAMPLES, seed + 5)
+    drawn = filtered_states(process, contexts, seed + 5)
+    # (1, S * N, 1, 1) -> (S, N, 1, 1)
+    oracle = process.sample_future(drawn, 1, 1, seed + 6)
+    oracle = oracle.reshape(NUM_SAMPLES, NUM_TEST, 1, 1)
     finite = np.isfinite(samples).all()
     # as far as the true density reaches
     reach = process.step + 12 * process.noise
