@@ -41,8 +41,8 @@ SIZES = {
     "series": (1, 10, 100, 1000),
 }
 OF_FORECAST = ("samples", "series")
-# darts' models are the reference for what users know to grow: the window.
-REFERENCES = ("RNNModel", "TFTModel")
+# darts' models, and the sizes at which they are timed too.
+REFERENCES = {"RNNModel": ("window", *OF_FORECAST), "TFTModel": ("window",)}
 
 
 def noisy_sines(num_series: int, length: int, components: int) -> list[TimeSeries]:
@@ -167,7 +167,7 @@ def summary(frame: pd.DataFrame, folder: Path) -> str:
 
 def applies(setting: str, method: str) -> bool:
     """Whether the method is timed at this size."""
-    return not method.startswith(REFERENCES) or setting.startswith("window")
+    return setting.startswith(REFERENCES.get(method, tuple(SIZES)))
 
 
 SUITE = Suite(

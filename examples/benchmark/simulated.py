@@ -179,15 +179,16 @@ def summary(frame: pd.DataFrame, folder: Path) -> str:
                 texts.append(text)
             rows[f"{setting}, {label}"] = texts
             # the likelihood is no ratio scale, and has no picture
-            if score != "log_likelihood":
+            if score != "log_likelihood" and not np.isnan(values["true process"]):
                 relative[f"{setting}, {label}"] = values / values["true process"]
             share = {}
             for worse in ("DDSSM (Gaussian)", "marginal"):
                 gap = values[worse] - values["true process"]
                 share[f"from {worse}"] = (values[worse] - values["DDSSM"]) / gap
             closed[f"{setting}, {label}"] = share
-    picture = pd.DataFrame.from_dict(relative, orient="index", columns=SUITE.methods)
-    report.dots(picture, "score / true process's", folder / "simulated.png")
+    if relative:
+        picture = pd.DataFrame.from_dict(relative, orient="index", columns=SUITE.methods)
+        report.dots(picture, "score / true process's", folder / "simulated.png")
     table = pd.DataFrame.from_dict(rows, orient="index", columns=SUITE.methods)
     shares = pd.DataFrame.from_dict(closed, orient="index")
     shares = shares.map(lambda x: "" if np.isnan(x) else f"{x:.1%}")
