@@ -25,3 +25,10 @@ def check_positive_number(name: str, value: Any, or_zero: bool = False) -> None:
     in_range = is_number and isfinite(value) and (value > 0 or (or_zero and value == 0))
     kind = "a number >= 0" if or_zero else "a positive number"
     check(in_range, f"`{name}` must be {kind}, got `{value!r}`.")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise a `ValueError` that names a value which is no number from 0 to below 1."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    in_range = is_number and 0 <= value < 1
+    check(in_range, f"`{name}` must be a number >= 0 and < 1, got `{value!r}`.")

@@ -25,7 +25,11 @@ from darts.utils.likelihood_models.torch import (
     TorchLikelihood,
 )
 
-from darts_ddssm.checks import check_positive_integer, check_positive_number
+from darts_ddssm.checks import (
+    check_positive_integer,
+    check_positive_number,
+    check_share,
+)
 from darts_ddssm.density import in_support
 from darts_ddssm.latents import LatentStateModel
 from darts_ddssm.module import _DDSSMModule
@@ -35,7 +39,12 @@ from darts_ddssm.whole_series import prolonged
 TRANSITIONS = ("diffusion", "gaussian")
 
 # Arguments that may differ from those of the weights that are loaded.
-FREE_PARAMS = ("num_solver_steps", "peak_kl_weight", "overshooting_weight")
+FREE_PARAMS = (
+    "num_solver_steps",
+    "peak_kl_weight",
+    "overshooting_weight",
+    "gap_practice",
+)
 
 
 class DDSSMModel(LatentStateModel):
@@ -51,6 +60,7 @@ class DDSSMModel(LatentStateModel):
         num_solver_steps: int = 12,
         peak_kl_weight: float = 1.0,
         overshooting_weight: float = 1.0,
+        gap_practice: float = 0.25,
         likelihood: TorchLikelihood | None = None,
         use_static_covariates: bool = True,
         use_reversible_instance_norm: bool | dict | None = None,
@@ -121,6 +131,11 @@ class DDSSMModel(LatentStateModel):
             errors add up over a long horizon. ``0`` for the bound alone, which is faster;
             no effect if the output chunk has one step, or with likelihoods other than the
             Gaussian, Laplace and Gumbel ones.
+        gap_practice
+            Share of each training batch in which some values are hidden, from which the
+            encoder alone learns. It prepares the encoder for gaps even where the training
+            series have none, and costs some sharpness of the transition: try 0 where no
+            series has gaps and the dynamics have distinct modes.
         likelihood
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`
@@ -170,9 +185,7 @@ class DDSSMModel(LatentStateModel):
         ``val_loss`` is the mean CRPS of forecasts of the output chunk, in the scale in
         which the model sees the target, beside ``val_negative_elbo``, with a weight of 1.
         Where forecasts of several steps are not trained (see ``overshooting_weight``),
-        ``val_loss`` is the latter. In a quarter of the windows of each training batch some
-        values are hidden, from which the encoder alone learns, so that it is prepared for
-        gaps.
+        ``val_loss`` is the latter.
 
         References
         ----------
@@ -205,6 +218,7 @@ class DDSSMModel(LatentStateModel):
             check_positive_integer("transition_order", transition_order)
         check_positive_number("peak_kl_weight", peak_kl_weight)
         check_positive_number("overshooting_weight", overshooting_weight, or_zero=True)
+        check_share("gap_practice", gap_practice)
         if transition not in TRANSITIONS:
             raise_log(
                 ValueError(
@@ -248,6 +262,7 @@ class DDSSMModel(LatentStateModel):
         self.hidden_size = hidden_size
         self.peak_kl_weight = peak_kl_weight
         self.overshooting_weight = overshooting_weight
+        self.gap_practice = gap_practice
         self._num_solver_steps = num_solver_steps
         self._considers_static_covariates = use_static_covariates
 
@@ -287,6 +302,7 @@ class DDSSMModel(LatentStateModel):
             num_solver_steps=self.num_solver_steps,
             peak_kl_weight=self.peak_kl_weight,
             overshooting_weight=self.overshooting_weight,
+            gap_practice=self.gap_practice,
             **self.pl_module_params,
         )
 

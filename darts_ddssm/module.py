@@ -60,10 +60,6 @@ KL_WEIGHT_SHARES = (0.2, 0.4, 0.5, 0.7, 0.9)
 # Where the number of updates has no limit, this many count as all.
 UNLIMITED_UPDATES = 3000
 
-# Share of a training batch on which the encoder practises gaps. Without practice it is
-# lost where a value is missing, as it will be in the series of `impute`.
-PRACTICE_SHARE = 0.25
-
 # Share of the updates after which forecasts of several steps are trained too.
 OVERSHOOTING_START = 0.3
 
@@ -121,6 +117,9 @@ class _DDSSMModule(PLForecastingModule):
         Weight of the divergence midway in training.
     overshooting_weight
         Weight of the score of forecasts of several steps.
+    gap_practice
+        Share of a training batch on which the encoder practises gaps. Without practice it
+        is lost where a value is missing, as it will be in the series of `impute`.
     use_reversible_instance_norm
         As for darts' module, or None to decide it by the training set.
     **kwargs
@@ -145,6 +144,7 @@ class _DDSSMModule(PLForecastingModule):
         num_solver_steps: int,
         peak_kl_weight: float,
         overshooting_weight: float,
+        gap_practice: float = 0.25,
         use_reversible_instance_norm: bool | dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -157,6 +157,7 @@ class _DDSSMModule(PLForecastingModule):
         self.num_solver_steps = num_solver_steps
         self.peak_kl_weight = peak_kl_weight
         self.overshooting_weight = overshooting_weight
+        self.gap_practice = gap_practice
         self.ssm = StateSpaceModel(
             num_components=num_components,
             num_parameters=num_parameters,
@@ -331,7 +332,7 @@ class _DDSSMModule(PLForecastingModule):
         window = training_window(batch, self.output_chunk_shift)
         is_training = stage is ModuleStage.TRAIN
         if is_training:
-            num_practice = int(PRACTICE_SHARE * len(window.x))
+            num_practice = int(self.gap_practice * len(window.x))
             loss = total = self.negative_elbo(window, self.kl_weight, num_practice)
             if self.scores_forecasts and self.progress >= OVERSHOOTING_START:
                 total = loss + self.overshooting_weight * self.forecast_score(window)

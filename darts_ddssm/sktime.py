@@ -100,6 +100,8 @@ class DDSSMForecaster(BaseForecaster):
         Weight of the divergence in the training loss midway in training.
     overshooting_weight
         Weight of forecasts of several steps in the training loss.
+    gap_practice
+        Share of each training batch in which values are hidden to practise gaps.
     likelihood
         The density of an observation given the state, one of darts' torch likelihoods.
         ``None`` for ``GaussianLikelihood()``.
@@ -194,6 +196,7 @@ class DDSSMForecaster(BaseForecaster):
         num_solver_steps: int = 12,
         peak_kl_weight: float = 1.0,
         overshooting_weight: float = 1.0,
+        gap_practice: float = 0.25,
         likelihood: TorchLikelihood | None = None,
         use_reversible_instance_norm: bool | dict | None = None,
         batch_size: int = 32,
@@ -215,6 +218,7 @@ class DDSSMForecaster(BaseForecaster):
         self.num_solver_steps = num_solver_steps
         self.peak_kl_weight = peak_kl_weight
         self.overshooting_weight = overshooting_weight
+        self.gap_practice = gap_practice
         self.likelihood = likelihood
         self.use_reversible_instance_norm = use_reversible_instance_norm
         self.batch_size = batch_size

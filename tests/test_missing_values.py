@@ -10,6 +10,7 @@ from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 from darts.utils.missing_values import fill_missing_values
 from torch.optim.lr_scheduler import OneCycleLR
 
+from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.window import training_window
 from darts_ddssm.window import with_gaps as hide
 
@@ -63,6 +64,25 @@ def test_practice_gaps():
         runs = "".join("01"[int(value)] for value in row).split("1")
         lengths.update(len(run) for run in runs)
     assert {1, 2, 3, 5, 8, 12} <= lengths
+
+
+@pytest.mark.parametrize("share, rows", [(0, 0), (0.25, 4), (0.75, 12)])
+def test_gaps_are_practised_on_a_share_of_each_batch(tiny, monkeypatch, share, rows):
+    practised = []
+
+    def spy(model, window, num_practice=0):
+        if model.training:
+            practised.append((num_practice, int((window.observed == 0).any((1, 2)).sum())))
+        return elbo(model, window, num_practice)
+
+    elbo = StateSpaceModel.elbo
+    monkeypatch.setattr(StateSpaceModel, "elbo", spy)
+    # 63 windows: three batches of 16 and one of 15
+    tiny(n_epochs=1, batch_size=16, gap_practice=share).fit(noisy_sine())
+    told, hidden = zip(*practised, strict=True)
+    assert told == (rows,) * 3 + (int(share * 15),)
+    # a row may be lucky and lose nothing
+    assert 0.5 * sum(told) <= sum(hidden) <= sum(told)
 
 
 # --- accuracy -------------------------------------------------------------------------

@@ -34,6 +34,12 @@ def test_peak_kl_weight_must_be_a_positive_number(tiny, value):
         tiny(peak_kl_weight=value)
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan"), "0", None, False])
+def test_gap_practice_must_be_a_share(tiny, value):
+    with pytest.raises(ValueError, match=f"`gap_practice` must be .* got `{value!r}`"):
+        tiny(gap_practice=value)
+
+
 def test_transition_must_be_known(tiny):
     with pytest.raises(ValueError, match="`transition` must be .* got `'laplace'`"):
         tiny(transition="laplace")

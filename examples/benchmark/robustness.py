@@ -19,7 +19,7 @@ from simulated import (
     LENGTH,
     NUM_SAMPLES,
     NUM_TEST,
-    Simulation,
+    SIMULATIONS,
     fit,
     forecast,
     jensen_shannon,
@@ -148,15 +148,10 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     states = np.stack([z.values()[-2] for z in test.latents])
     actual = np.stack([s.values()[-1:] for s in test.series])
     # The likelihood of a wrong family sees the data in the same scale as the right one.
-    simulation = Simulation(
-        process.simulate,
-        1,
-        {"transition_order": 1, "latent_dim": 2, "peak_kl_weight": 2.0},
-    )
     trained, scaler = fit(
         cell,
         with_missing(train_set.series, condition.missing, seed + 3),
-        simulation,
+        SIMULATIONS["bimodal walk"],
         options,
         likelihood=LIKELIHOODS[condition.likelihood](),
     )

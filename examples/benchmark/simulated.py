@@ -27,6 +27,8 @@ NUM_SAMPLES = 512
 NUM_LIKELIHOOD, LIKELIHOOD_SAMPLES = 64, 16
 # The series are clean and many: training may be bolder than on real ones.
 LEARNING_RATE = 1e-2
+# All are observed in full, functions of a Markov chain.
+SHARED = {"transition_order": 1, "gap_practice": 0.0}
 
 
 class Simulation(NamedTuple):
@@ -41,14 +43,10 @@ SIMULATIONS = {
     "bimodal walk": Simulation(
         bimodal_random_walk,
         1,
-        {"transition_order": 1, "latent_dim": 2, "peak_kl_weight": 2.0},
+        SHARED | {"latent_dim": 2, "peak_kl_weight": 2.0},
     ),
-    "switching signs": Simulation(
-        switching_signs, 1, {"transition_order": 1, "peak_kl_weight": 2.0}
-    ),
-    "linear Gaussian": Simulation(
-        linear_gaussian, 8, {"transition_order": 1, "latent_dim": 2}
-    ),
+    "switching signs": Simulation(switching_signs, 1, SHARED | {"peak_kl_weight": 2.0}),
+    "linear Gaussian": Simulation(linear_gaussian, 8, SHARED | {"latent_dim": 2}),
 }
 
 
