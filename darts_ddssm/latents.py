@@ -1,7 +1,7 @@
 """
 The latent side of the face to darts: states, likelihood, gaps, simulation.
 
-Letters: N histories, S samples, T time steps, C components, D latent dimension.
+Letters: N histories, S samples, T time steps or states, C components, D latent dimension.
 """
 
 from abc import ABC
@@ -81,7 +81,8 @@ class LatentStateModel(WholeSeriesModel, ABC):
         -------
         TimeSeries or list of TimeSeries
             States of each series on its time index: components ``"z_0"``, ``"z_1"``, ...
-            with ``num_samples`` samples.
+            with ``num_samples`` samples. With ``patch_length`` above 1, smoothed states
+            stand at the last step of each patch; the last patch ends with the series.
 
         Raises
         ------
@@ -121,9 +122,15 @@ class LatentStateModel(WholeSeriesModel, ABC):
             self._check_length("infer_latents", sequence)
             states = self._ask(SmoothedStates, samples, num_samples, batch_size, verbose)
         names = [f"z_{i}" for i in range(states[0].shape[-1])]
+        # of its last step is the state of a patch
+        every = 1 if filtering else self.model.patch_length
         latents = [
             # (S, T, D) -> (T, D, S)
-            TimeSeries(times=one.time_index, values=z.transpose(1, 2, 0), components=names)
+            TimeSeries(
+                times=one.time_index[(len(one) - 1) % every :: every],
+                values=z.transpose(1, 2, 0),
+                components=names,
+            )
             for one, z in zip(sequence, states, strict=True)
         ]
         return latents[0] if single else latents
@@ -401,6 +408,8 @@ class LatentStateModel(WholeSeriesModel, ABC):
     ) -> np.ndarray:
         """Draw the state that follows: the learned dynamics, to look at.
 
+        With ``patch_length`` above 1 a state, given or drawn, is that of a patch of steps.
+
         Parameters
         ----------
         state
@@ -458,18 +467,19 @@ class LatentStateModel(WholeSeriesModel, ABC):
         check(bool(np.isfinite(states).all()), "`state` must be finite.")
         # (D,), (T, D) or (N, T, D) -> (N, T, D)
         histories = states.reshape((-1, *np.atleast_2d(states).shape[-2:]))
-        # the given states and the one that follows
-        num_steps = histories.shape[1] + 1
+        # of the given states, and of the one that follows too
+        num_given = histories.shape[1] * self.model.patch_length
+        num_steps = num_given + self.model.patch_length
         times = None
         if future_covariates is not None:
             times = future_covariates[-num_steps:]
         elif past_covariates is not None:
             check(
-                len(past_covariates) >= num_steps - 1,
-                f"`past_covariates` must cover the {num_steps - 1} given states, got "
-                f"{len(past_covariates)} steps.",
+                len(past_covariates) >= num_given,
+                f"`past_covariates` must cover the {num_given} steps of the given states, "
+                f"got {len(past_covariates)}.",
             )
-            times = past_covariates[1 - num_steps :]
+            times = past_covariates[-num_given:]
         blank = self._blank(num_steps, times, static_covariates)
         sample = self._sample(
             "sample_transition",

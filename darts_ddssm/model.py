@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from darts import TimeSeries
-from darts.logging import raise_log
+from darts.logging import get_logger, raise_log
 from darts.models.forecasting.torch_forecasting_model import (
     MixedCovariatesTorchModel,
 )
@@ -26,6 +26,7 @@ from darts.utils.likelihood_models.torch import (
 )
 
 from darts_ddssm.checks import (
+    check,
     check_positive_integer,
     check_positive_number,
     check_share,
@@ -34,7 +35,10 @@ from darts_ddssm.density import in_support
 from darts_ddssm.latents import LatentStateModel
 from darts_ddssm.module import _DDSSMModule
 from darts_ddssm.scaling import LOCATION_SCALE_FAMILIES, max_input
+from darts_ddssm.ssm.patches import automatic_patch_length
 from darts_ddssm.whole_series import prolonged
+
+logger = get_logger(__name__)
 
 TRANSITIONS = ("diffusion", "gaussian")
 
@@ -48,6 +52,9 @@ FREE_PARAMS = (
 
 
 class DDSSMModel(LatentStateModel):
+    # of models that were saved before there were patches
+    patch_length: int | None = 1
+
     def __init__(
         self,
         input_chunk_length: int,
@@ -61,6 +68,7 @@ class DDSSMModel(LatentStateModel):
         peak_kl_weight: float = 1.0,
         overshooting_weight: float = 1.0,
         gap_practice: float = 0.25,
+        patch_length: int | None = None,
         likelihood: TorchLikelihood | None = None,
         use_static_covariates: bool = True,
         use_reversible_instance_norm: bool | dict | None = None,
@@ -136,6 +144,14 @@ class DDSSMModel(LatentStateModel):
             encoder alone learns. It prepares the encoder for gaps even where the training
             series have none, and costs some sharpness of the transition: try 0 where no
             series has gaps and the dynamics have distinct modes.
+        patch_length
+            Number of time steps that share one latent state. Long windows are then short
+            sequences of states, which trains and forecasts that much faster and carries
+            further; within such a patch observations are independent given its state, and
+            what is said of time steps of the state, as in ``transition_order`` or
+            :meth:`infer_latents`, holds for patches. ``1`` is a state at each step.
+            ``None`` leaves windows of up to 48 steps at that and cuts longer ones into
+            some 24 patches, whose length divides ``output_chunk_length``.
         likelihood
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`
@@ -219,6 +235,13 @@ class DDSSMModel(LatentStateModel):
         check_positive_number("peak_kl_weight", peak_kl_weight)
         check_positive_number("overshooting_weight", overshooting_weight, or_zero=True)
         check_share("gap_practice", gap_practice)
+        if patch_length is not None:
+            check_positive_integer("patch_length", patch_length)
+            check(
+                patch_length <= input_chunk_length,
+                "`patch_length` must be at most `input_chunk_length`, "
+                f"{input_chunk_length}, got {patch_length}.",
+            )
         if transition not in TRANSITIONS:
             raise_log(
                 ValueError(
@@ -263,6 +286,7 @@ class DDSSMModel(LatentStateModel):
         self.peak_kl_weight = peak_kl_weight
         self.overshooting_weight = overshooting_weight
         self.gap_practice = gap_practice
+        self.patch_length = patch_length
         self._num_solver_steps = num_solver_steps
         self._considers_static_covariates = use_static_covariates
 
@@ -281,8 +305,24 @@ class DDSSMModel(LatentStateModel):
         return True
 
     @property
+    def _steps_of_a_state(self) -> int:
+        """`patch_length`, or what is chosen where there is none."""
+        if self.patch_length is not None:
+            return self.patch_length
+        return automatic_patch_length(self._window_length, self.output_chunk_length)
+
+    @property
     def _ckpt_skipped_params(self) -> list[str]:
-        return [*super()._ckpt_skipped_params, *FREE_PARAMS]
+        # of the length of patches it is asked below what became of `None`
+        return [*super()._ckpt_skipped_params, *FREE_PARAMS, "patch_length"]
+
+    def _check_ckpt_parameters(self, tfm_save: "DDSSMModel") -> None:
+        super()._check_ckpt_parameters(tfm_save)
+        own, saved = self._steps_of_a_state, tfm_save._steps_of_a_state
+        check(
+            own == saved,
+            f"`patch_length` must be that of the loaded checkpoint, {saved}, got {own}.",
+        )
 
     def _create_model(self, train_sample: TorchTrainingSample) -> _DDSSMModule:
         sizes = train_sample.component_dims()
@@ -290,6 +330,12 @@ class DDSSMModel(LatentStateModel):
         # a value and a flag of each
         input_size = 2 * (sizes["future_covariates"] or 0)
         input_size += 2 * (static.size if static is not None else 0)
+        if self.patch_length is None and self._steps_of_a_state > 1:
+            logger.info(
+                f"A window of {self._window_length} steps is modelled in patches of "
+                f"{self._steps_of_a_state} steps, with a latent state each. Set "
+                "`patch_length` to decide it yourself."
+            )
         return _DDSSMModule(
             num_components=sizes["past_target"],
             num_parameters=self.likelihood.num_parameters,
@@ -303,6 +349,7 @@ class DDSSMModel(LatentStateModel):
             peak_kl_weight=self.peak_kl_weight,
             overshooting_weight=self.overshooting_weight,
             gap_practice=self.gap_practice,
+            patch_length=self._steps_of_a_state,
             **self.pl_module_params,
         )
 

@@ -41,6 +41,7 @@ from darts_ddssm.scaling import (
     instance_scale,
     prefers_instance_scale,
 )
+from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 from darts_ddssm.window import (
     context_window,
@@ -120,6 +121,8 @@ class _DDSSMModule(PLForecastingModule):
     gap_practice
         Share of a training batch on which the encoder practises gaps. Without practice it
         is lost where a value is missing, as it will be in the series of `impute`.
+    patch_length
+        Number of time steps that a latent state stands for.
     use_reversible_instance_norm
         As for darts' module, or None to decide it by the training set.
     **kwargs
@@ -145,6 +148,7 @@ class _DDSSMModule(PLForecastingModule):
         peak_kl_weight: float,
         overshooting_weight: float,
         gap_practice: float = 0.25,
+        patch_length: int = 1,
         use_reversible_instance_norm: bool | dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -158,18 +162,19 @@ class _DDSSMModule(PLForecastingModule):
         self.peak_kl_weight = peak_kl_weight
         self.overshooting_weight = overshooting_weight
         self.gap_practice = gap_practice
+        self.patch_length = patch_length
+        chunks = self.training_patches
+        # to the state-space model a patch is one step
         self.ssm = StateSpaceModel(
-            num_components=num_components,
+            num_components=patch_length * num_components,
             num_parameters=num_parameters,
-            input_size=input_size,
-            past_size=past_size,
+            input_size=patch_length * input_size,
+            past_size=patch_length * past_size,
             latent_dim=latent_dim,
             transition_order=transition_order,
             transition=transition,
             hidden_size=hidden_size,
-            reach=self.input_chunk_length
-            + self.output_chunk_shift
-            + self.output_chunk_length,
+            reach=chunks.before + chunks.after,
         )
         # Share of the updates done. Saved with the weights and never falling: training
         # that is resumed goes on where it was, and a fitted model that is fitted again
@@ -185,6 +190,16 @@ class _DDSSMModule(PLForecastingModule):
     @property
     def supports_probabilistic_prediction(self) -> bool:
         return True
+
+    def patches(self, num_before: int, num_after: int = 0) -> Patches:
+        """Return how a window of so many steps before and after an origin is cut."""
+        return Patches(self.patch_length, num_before, num_after)
+
+    @property
+    def training_patches(self) -> Patches:
+        """How a training window is cut."""
+        num_after = self.output_chunk_shift + self.output_chunk_length
+        return self.patches(self.input_chunk_length, num_after)
 
     # --- training ---------------------------------------------------------------------
 
@@ -286,7 +301,10 @@ class _DDSSMModule(PLForecastingModule):
         """
         normalised, scale = self.normalise(window)
         normalised = with_gaps(normalised, num_practice)
-        raw, kl = self.ssm.elbo(normalised, num_practice)
+        patches = self.training_patches
+        folded = patches.window(normalised)
+        raw, kl = self.ssm.elbo(folded, num_practice)
+        raw = patches.unfold(raw)
         x, weight = window.x, window.weight * normalised.observed
         change = x.new_zeros(())
         if self.has_location and not has_prior(self.likelihood):
@@ -296,9 +314,9 @@ class _DDSSMModule(PLForecastingModule):
             # A prior is one of the data's parameters.
             raw = scale.parameters_to_data(raw)
         nll = negative_log_likelihood(self.likelihood, raw, x, weight) + change
-        # (B, T): one divergence for all components of a step
-        kl = kl * window.weight.mean(-1)
-        return nll + kl_weight * kl.mean() / x.shape[-1]
+        # (B, N): one divergence for all values of a patch
+        kl = kl * folded.weight.mean(-1)
+        return nll + kl_weight * kl.sum() / x.numel()
 
     @property
     def scores_forecasts(self) -> bool:
@@ -313,7 +331,7 @@ class _DDSSMModule(PLForecastingModule):
     def forecast_score(self, window: Window) -> Tensor:
         """CRPS of forecasts of the output chunk in units of the normalised target."""
         normalised, _ = self.normalise(window)
-        chunks = self.input_chunk_length, self.output_chunk_length
+        chunks = self.training_patches, self.output_chunk_length
         return forecast_score(self.ssm, self.likelihood, normalised, *chunks)
 
     def _train_val_step(
@@ -329,7 +347,7 @@ class _DDSSMModule(PLForecastingModule):
         several steps in time. In validation it is that score or, where there is none, the
         bound; the bound is logged anyway.
         """
-        window = training_window(batch, self.output_chunk_shift)
+        window = training_window(batch, self.output_chunk_shift, self.patch_length)
         is_training = stage is ModuleStage.TRAIN
         if is_training:
             num_practice = int(self.gap_practice * len(window.x))
@@ -403,10 +421,13 @@ class _DDSSMModule(PLForecastingModule):
         Scale
             Where to take the values from there.
         """
-        window, scale = self.normalise(context_window(batch))
+        window, scale = self.normalise(context_window(batch, self.patch_length))
+        window = self.patches(window.x.shape[1]).window(window)
         projection = self.ssm.encode(window)
         gap = self.output_chunk_shift
-        u, past = inputs_ahead(batch, gap, n)
+        ahead = self.patches(0, gap + n)
+        parts = inputs_ahead(batch, gap, n, self.patch_length)
+        u, past = (ahead.fold(x) for x in parts)
         inputs = torch.cat([u, past], dim=-1)
 
         def emit(num_samples: int, mean: bool = False) -> Tensor:
@@ -418,7 +439,7 @@ class _DDSSMModule(PLForecastingModule):
             z = self.ssm.roll_out(
                 history, inputs.repeat(repeats), num_solver_steps, mean=mean
             )
-            raw = self.ssm.decoder(z[:, gap:], u.repeat(repeats)[:, gap:])
+            raw = ahead.unfold(self.ssm.decoder(z, u.repeat(repeats)))[:, gap:]
             # (S * B, n, ...) -> (S, B, n, ...)
             return raw.unflatten(0, (num_samples, len(window.x)))
 

@@ -30,6 +30,7 @@ from darts.utils.likelihood_models.torch import (
 )
 from torch import Tensor
 
+from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel, Window
 
 # Families that can be drawn from with a derivative, in any units, and have a mean.
@@ -49,7 +50,7 @@ def forecast_score(
     ssm: StateSpaceModel,
     likelihood: TorchLikelihood,
     window: Window,
-    input_length: int,
+    patches: Patches,
     output_length: int,
 ) -> Tensor:
     """Mean CRPS of forecasts, a scalar in units of the window's values.
@@ -65,8 +66,10 @@ def forecast_score(
         One of ``OVERSHOOTING_FAMILIES``.
     window
         Normalised windows, B of I + G + n steps.
-    input_length, output_length
-        I and n.
+    patches
+        How the windows are cut, I steps before the origin.
+    output_length
+        Number n of steps of the output chunk.
     """
     num_samples = TRAINING_SAMPLES
     if ssm.training:
@@ -75,18 +78,21 @@ def forecast_score(
     else:
         num_samples = VALIDATION_PATHS // len(window.x)
         num_samples = min(max(num_samples, MIN_VALIDATION_SAMPLES), MAX_VALIDATION_SAMPLES)
-    past = Window(*(x[:, :input_length] for x in window))
+    folded = patches.window(window)
+    past = Window(*(x[:, : patches.before] for x in folded))
+    ahead = Window(*(x[:, patches.before :] for x in folded))
     with torch.no_grad():
         # in gaps too, where a forecast follows the transition: that would take long
         z, _ = ssm.encoded_paths(past, num_samples)
         history = ssm.transition.context.after(
             z, past.transition_inputs.repeat(num_samples, 1, 1)
         )
-    inputs = window.transition_inputs[:, input_length:]
-    # (B, G + n, ...) -> (S * B, G + n, ...)
-    z = ssm.roll_out(history, inputs.repeat(num_samples, 1, 1), NUM_SOLVER_STEPS)
-    ahead = Window(*(x[:, -output_length:] for x in window))
-    raw = ssm.decoder(z[:, -output_length:], ahead.u.repeat(num_samples, 1, 1))
+    # (B, ...) -> (S * B, ...)
+    inputs = ahead.transition_inputs.repeat(num_samples, 1, 1)
+    z = ssm.roll_out(history, inputs, NUM_SOLVER_STEPS)
+    raw = ssm.decoder(z, ahead.u.repeat(num_samples, 1, 1))
+    raw = patches._replace(num_before=0).unfold(raw)[:, -output_length:]
+    actual = Window(*(x[:, -output_length:] for x in window))
     if not raw.isfinite().all():
         # no distribution, for the caller to see
         return raw.sum()
@@ -94,8 +100,8 @@ def forecast_score(
     draws = likelihood._distr_from_params(parameters).rsample()
     # (S * B, n, C) -> (S, B, n, C)
     draws = draws.unflatten(0, (num_samples, -1))
-    distance = (draws - ahead.x).abs().mean(0)
+    distance = (draws - actual.x).abs().mean(0)
     # of all pairs of two different samples
     spread = (draws.unsqueeze(1) - draws).abs().sum((0, 1))
     crps = distance - spread / (2 * num_samples * (num_samples - 1))
-    return (crps * ahead.observed * ahead.weight).mean()
+    return (crps * actual.observed * actual.weight).mean()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from darts_ddssm.density import given_the_rest, log_prob
 from darts_ddssm.ssm.context import History
+from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import Window
 from darts_ddssm.window import context_window
 
@@ -49,6 +50,14 @@ class Query(ABC):
     def answer(self, module: "_DDSSMModule") -> Tensor:
         """Answer for each series, along the last axis but those of the answer."""
 
+    def _patches(self, module: "_DDSSMModule") -> Patches:
+        """How the series are cut: their last patches are whole."""
+        return module.patches(self.batch.past_target.shape[1])
+
+    def _window(self, module: "_DDSSMModule") -> Window:
+        """Return the series in their own units."""
+        return context_window(self.batch, module.patch_length)
+
     def _groups(self) -> Iterator[int]:
         """Sizes of groups of samples that bound the memory."""
         batch_size, num_steps, _ = self.batch.past_target.shape
@@ -57,13 +66,14 @@ class Query(ABC):
 
 
 class SmoothedStates(Query):
-    """States given the whole series: (S, B, T, D)."""
+    """States given the whole series, one a patch: (S, B, N, D)."""
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        window, _ = module.normalise(context_window(self.batch))
+        window, _ = module.normalise(self._window(module))
+        window = self._patches(module).window(window)
         steps = module.num_solver_steps
         paths = [module.ssm.smooth(window, size, steps) for size in self._groups()]
-        # (S * B, T, D) -> (S, B, T, D)
+        # (S * B, N, D) -> (S, B, N, D)
         return torch.cat(paths).unflatten(0, (self.num_samples, -1))
 
 
@@ -71,7 +81,8 @@ class LastStates(Query):
     """The state at the last step of each series: (S, B, D)."""
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        window, _ = module.normalise(context_window(self.batch))
+        window, _ = module.normalise(self._window(module))
+        window = self._patches(module).window(window)
         projection = module.ssm.encode(window)
         steps = module.num_solver_steps
         states = [
@@ -86,7 +97,7 @@ class LogLikelihood(Query):
     """Importance-weighted estimate of the log-density of each series in nats: (B,)."""
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        window = context_window(self.batch)
+        window = self._window(module)
         normalised, scale = module.normalise(window)
         # the values that the emission is a density of
         x = normalised.x if module.has_location else window.x
@@ -98,33 +109,38 @@ class LogLikelihood(Query):
             log_mean = log_mean - (window.observed * scale.spread.log()).sum((1, 2))
         return log_mean
 
-    @staticmethod
     def _log_weights(
-        module: "_DDSSMModule", window: Window, x: Tensor, num_samples: int
+        self, module: "_DDSSMModule", window: Window, x: Tensor, num_samples: int
     ) -> Tensor:
         """Return log p(x, z) - log q(z | x) of paths drawn from q: (S, B)."""
-        z, log_q = module.ssm.encoded_paths(window, num_samples)
+        patches = self._patches(module)
+        folded = patches.window(window)
+        z, log_q = module.ssm.encoded_paths(folded, num_samples)
         # of the S * B paths, sample by sample
-        window = Window(*(part.repeat(num_samples, 1, 1) for part in window))
-        log_p = module.ssm.transition.log_prob(z, window.transition_inputs)
-        raw, x = module.ssm.decoder(z, window.u), x.repeat(num_samples, 1, 1)
-        log_emission = log_prob(module.likelihood, raw, x, window.observed)
+        x, observed = (part.repeat(num_samples, 1, 1) for part in (x, window.observed))
+        folded = Window(*(part.repeat(num_samples, 1, 1) for part in folded))
+        log_p = module.ssm.transition.log_prob(z, folded.transition_inputs)
+        raw = patches.unfold(module.ssm.decoder(z, folded.u))
+        log_emission = log_prob(module.likelihood, raw, x, observed)
         # after the last observation the states integrate to one
-        steps = log_emission + (log_p - log_q) * window.informed
-        # (S * B, T) -> (S * B,) -> (S, B)
-        return steps.sum(1).unflatten(0, (num_samples, -1))
+        log_ratio = (log_p - log_q) * folded.informed
+        # (S * B, T) and (S * B, N) -> (S * B,) -> (S, B)
+        total = log_emission.sum(1) + log_ratio.sum(1)
+        return total.unflatten(0, (num_samples, -1))
 
 
 class SmoothedObservations(Query):
     """Joint samples of what would be observed, given what is: (S, B, T, C)."""
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        window = context_window(self.batch)
+        window = self._window(module)
         normalised, scale = module.normalise(window)
+        patches = self._patches(module)
+        folded = patches.window(normalised)
         groups = []
         for size in self._groups():
-            z = module.ssm.smooth(normalised, size, module.num_solver_steps)
-            raw = module.ssm.decoder(z, window.u.repeat(size, 1, 1))
+            z = module.ssm.smooth(folded, size, module.num_solver_steps)
+            raw = patches.unfold(module.ssm.decoder(z, folded.u.repeat(size, 1, 1)))
             # (S * B, ...) -> (S, B, ...)
             drawn = module.draw(raw.unflatten(0, (size, -1)), scale)
             groups.append(
@@ -137,13 +153,16 @@ class Simulation(Query):
     """Series from scratch: (S, B, n, C)."""
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        window, scale = module.normalise(context_window(self.batch))
+        window, scale = module.normalise(self._window(module))
+        # the first patch is whole
+        patches = module.patches(0, window.x.shape[1])
+        window = patches.window(window)
         batches = []
         for size in self._groups():
             inputs = window.transition_inputs.repeat(size, 1, 1)
             history = module.ssm.transition.context.start(len(inputs), window.x)
             z = module.ssm.roll_out(history, inputs, module.num_solver_steps)
-            raw = module.ssm.decoder(z, window.u.repeat(size, 1, 1))
+            raw = patches.unfold(module.ssm.decoder(z, window.u.repeat(size, 1, 1)))
             batches.append(module.draw(raw.unflatten(0, (size, -1)), scale))
         return torch.cat(batches)
 
@@ -155,14 +174,15 @@ class NextStates(Query):
     Parameters
     ----------
     states
-        Histories, oldest state first, (B, T, D). The batch has a step more, for the
+        Histories, oldest state first, (B, N, D). The batch has a patch more, for the
         inputs of the state that follows.
     """
 
     states: Tensor
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        inputs, z = context_window(self.batch).transition_inputs, self.states
+        window, z = self._patches(module).window(self._window(module)), self.states
+        inputs = window.transition_inputs
         context = module.ssm.transition.context
         history = context.start(len(z), z)
         for t in range(z.shape[1]):

@@ -102,6 +102,9 @@ class DDSSMForecaster(BaseForecaster):
         Weight of forecasts of several steps in the training loss.
     gap_practice
         Share of each training batch in which values are hidden to practise gaps.
+    patch_length
+        Number of time steps that share one latent state. ``None`` for one in windows of
+        moderate length and more in longer ones.
     likelihood
         The density of an observation given the state, one of darts' torch likelihoods.
         ``None`` for ``GaussianLikelihood()``.
@@ -197,6 +200,7 @@ class DDSSMForecaster(BaseForecaster):
         peak_kl_weight: float = 1.0,
         overshooting_weight: float = 1.0,
         gap_practice: float = 0.25,
+        patch_length: int | None = None,
         likelihood: TorchLikelihood | None = None,
         use_reversible_instance_norm: bool | dict | None = None,
         batch_size: int = 32,
@@ -219,6 +223,7 @@ class DDSSMForecaster(BaseForecaster):
         self.peak_kl_weight = peak_kl_weight
         self.overshooting_weight = overshooting_weight
         self.gap_practice = gap_practice
+        self.patch_length = patch_length
         self.likelihood = likelihood
         self.use_reversible_instance_norm = use_reversible_instance_norm
         self.batch_size = batch_size

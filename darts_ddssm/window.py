@@ -6,8 +6,8 @@ gap of ``output_chunk_shift`` steps if there is one, and the output chunk, joine
 rule holds for targets and covariates alike: what is NaN or was not given is unknown,
 its value is set to zero and a flag says so.
 
-Past covariates act on the step after theirs: the first step of a forecast is told those
-of the last step of the past, the later ones nothing.
+Past covariates act on the state after theirs: the first state of a forecast is told those
+of the last one's steps, the later ones nothing. Of how many steps a state is, says `lag`.
 
 Letters: B batch, I input chunk, G gap, n steps ahead, T = I + G + n, C components,
 F features of a covariate, S static features.
@@ -50,28 +50,30 @@ def _inputs(batch: Batch, future: Tensor | None, num_steps: int) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def _lagged_past(batch: Batch, num_steps: int) -> Tensor:
-    """Past covariates of the step before, from the first step: -> (B, num_steps, P)."""
+def _lagged_past(batch: Batch, num_steps: int, lag: int) -> Tensor:
+    """Past covariates of ``lag`` steps before, from the first step: -> (B, T, P)."""
     past, target = batch.past_covariates, batch.past_target
     if past is None:
         return target.new_empty(target.shape[0], num_steps, 0)
     ahead = _unknown(past, max(num_steps - past.shape[1], 0))
-    lagged = torch.cat([_unknown(past, 1), past, ahead], dim=1)
+    lagged = torch.cat([_unknown(past, lag), past, ahead], dim=1)
     return flagged(lagged[:, :num_steps])
 
 
-def _window(batch: Batch, x: Tensor, future: Tensor | None, weight: Tensor) -> Window:
+def _window(
+    batch: Batch, x: Tensor, future: Tensor | None, weight: Tensor, lag: int
+) -> Window:
     num_steps = x.shape[1]
     return Window(
         x=x.nan_to_num(),
         observed=(~x.isnan()).to(x.dtype),
         u=_inputs(batch, future, num_steps),
-        past=_lagged_past(batch, num_steps),
+        past=_lagged_past(batch, num_steps, lag),
         weight=weight,
     )
 
 
-def training_window(batch: TorchTrainingBatch, gap: int) -> Window:
+def training_window(batch: TorchTrainingBatch, gap: int, lag: int = 1) -> Window:
     """Join the input chunk, the gap and the output chunk of a training batch.
 
     darts gives sample weights of the output chunk alone; the steps before it get their
@@ -83,6 +85,8 @@ def training_window(batch: TorchTrainingBatch, gap: int) -> Window:
         A batch of darts' sequential training dataset.
     gap
         Number of steps between the chunks, ``output_chunk_shift``.
+    lag
+        Number of steps after which past covariates act.
     """
     target = batch.past_target
     x = torch.cat([target, _unknown(target, gap), batch.future_target], dim=1)
@@ -96,17 +100,25 @@ def training_window(batch: TorchTrainingBatch, gap: int) -> Window:
         # (B, n, C or 1) -> (B, T, C)
         before = ahead.mean(1, keepdim=True).expand(-1, x.shape[1] - ahead.shape[1], -1)
         weight = weight * torch.cat([before, ahead], dim=1)
-    return _window(batch, x, future, weight)
+    return _window(batch, x, future, weight, lag)
 
 
-def context_window(batch: PLModuleInput | TorchInferenceBatch) -> Window:
-    """Return the input chunk of a batch: what a forecast is conditioned on."""
+def context_window(batch: PLModuleInput | TorchInferenceBatch, lag: int = 1) -> Window:
+    """Return the input chunk of a batch: what a forecast is conditioned on.
+
+    Parameters
+    ----------
+    batch
+        A batch of darts' inference dataset, or the input of ``forward``.
+    lag
+        Number of steps after which past covariates act.
+    """
     x = batch.past_target
-    return _window(batch, x, batch.historic_future_covariates, torch.ones_like(x))
+    return _window(batch, x, batch.historic_future_covariates, torch.ones_like(x), lag)
 
 
 def inputs_ahead(
-    batch: PLModuleInput | TorchInferenceBatch, gap: int, num_steps: int
+    batch: PLModuleInput | TorchInferenceBatch, gap: int, num_steps: int, lag: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Inputs of the gap and of the steps ahead: (B, G + n, U) and (B, G + n, P).
 
@@ -118,12 +130,14 @@ def inputs_ahead(
         Number of steps between the input chunk and the forecast.
     num_steps
         Number n of steps that are forecast.
+    lag
+        Number of steps after which past covariates act.
     """
     future = batch.future_covariates
     if future is not None:
         future = torch.cat([_unknown(future, gap), future[:, :num_steps]], dim=1)
     length = batch.past_target.shape[1]
-    past = _lagged_past(batch, length + gap + num_steps)[:, length:]
+    past = _lagged_past(batch, length + gap + num_steps, lag)[:, length:]
     return _inputs(batch, future, gap + num_steps), past
 
 

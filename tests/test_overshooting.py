@@ -8,6 +8,7 @@ from conftest import noisy_sine
 from darts.utils.likelihood_models.torch import GammaLikelihood, GaussianLikelihood
 
 from darts_ddssm.overshooting import forecast_score
+from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import Window
 
 INPUT, OUTPUT = 12, 6
@@ -27,7 +28,8 @@ def model(tiny):
 
 def scored(model, window: Window) -> torch.Tensor:
     likelihood = GaussianLikelihood()
-    return forecast_score(model.model.ssm, likelihood, window, INPUT, OUTPUT)
+    patches = Patches(1, INPUT, OUTPUT)
+    return forecast_score(model.model.ssm, likelihood, window, patches, OUTPUT)
 
 
 def test_it_is_the_crps_of_the_forecast(model):
