@@ -151,7 +151,7 @@ class DDSSMModel(LatentStateModel):
             what is said of time steps of the state, as in ``transition_order`` or
             :meth:`infer_latents`, holds for patches. ``1`` is a state at each step.
             ``None`` leaves windows of up to 48 steps at that and cuts longer ones into
-            some 24 patches, whose length divides ``output_chunk_length``.
+            about 12 patches, none longer than the output chunk.
         likelihood
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`

@@ -221,7 +221,7 @@ def test_real_suite_resumes_and_records_failures(run, modules, passengers, monke
         ("simulated", "bimodal walk", "true process", "DDSSM"),
         ("simulated", "switching signs", "marginal"),
         ("robustness", "missing 0.5", "DDSSM", "DDSSM (Gaussian)"),
-        ("scaling", "window 64", "DDSSM, order 1"),
+        ("scaling", "window 64", "DDSSM, patch_length=1"),
         ("scaling", "samples 10", "DDSSM", "RNNModel"),
     ],
     ids=lambda argv: " ".join(argv[:2]),

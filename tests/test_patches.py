@@ -75,7 +75,17 @@ def test_past_covariates_act_on_the_next_patch():
 
 @pytest.mark.parametrize(
     "window, output, expected",
-    [(18, 6, 1), (48, 12, 1), (49, 12, 2), (156, 24, 6), (192, 48, 8), (120, 7, 1)],
+    [
+        (18, 6, 1),
+        (48, 12, 1),
+        (49, 12, 4),
+        (65, 13, 5),
+        (80, 20, 5),
+        (156, 24, 12),
+        (192, 48, 16),
+        (120, 7, 7),
+        (120, 1, 1),
+    ],
 )
 def test_automatic_length(window, output, expected):
     assert automatic_patch_length(window, output) == expected
@@ -175,8 +185,8 @@ def test_the_length_of_a_long_window_is_logged(tiny, caplog):
     model = tiny(input_chunk_length=48, output_chunk_length=12)
     with caplog.at_level("INFO", logger="darts_ddssm.model"):
         model.fit(noisy_sine())
-    assert "A window of 60 steps is modelled in patches of 2 steps" in caplog.text
-    assert model.model.patch_length == 2
+    assert "A window of 60 steps is modelled in patches of 4 steps" in caplog.text
+    assert model.model.patch_length == 4
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])

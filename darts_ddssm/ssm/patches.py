@@ -20,6 +20,7 @@ References
        Transformers", ICLR 2023: patches as the tokens of a forecasting model.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -46,12 +47,12 @@ class Patches(NamedTuple):
     @property
     def before(self) -> int:
         """Number of patches before the origin."""
-        return -(-self.num_before // self.length)
+        return math.ceil(self.num_before / self.length)
 
     @property
     def after(self) -> int:
         """Number of patches after the origin."""
-        return -(-self.num_after // self.length)
+        return math.ceil(self.num_after / self.length)
 
     @property
     def _margins(self) -> tuple[int, int]:
@@ -85,16 +86,15 @@ class Patches(NamedTuple):
         return steps.narrow(-3, self._margins[0], self.num_before + self.num_after)
 
 
-# Windows of up to so many steps have a state at each, longer ones so many patches.
+# Windows of up to so many steps have a state at each; longer ones have some so many.
 MAX_SINGLE_STEPS = 48
-NUM_PATCHES = 24
+NUM_PATCHES = 12
 
 
 def automatic_patch_length(window_length: int, output_length: int) -> int:
     """Length of the patches of a window for which the user has asked for none.
 
-    The longest that divides the output chunk, which then ends with a patch, and leaves
-    ``NUM_PATCHES`` patches or more.
+    A twelfth of the window, shortened so that patches divide the output chunk evenly.
 
     Parameters
     ----------
@@ -103,5 +103,5 @@ def automatic_patch_length(window_length: int, output_length: int) -> int:
     """
     if window_length <= MAX_SINGLE_STEPS:
         return 1
-    longest = min(window_length // NUM_PATCHES, output_length)
-    return next(p for p in range(longest, 0, -1) if output_length % p == 0)
+    num_ahead = math.ceil(output_length / (window_length // NUM_PATCHES))
+    return math.ceil(output_length / num_ahead)

@@ -40,6 +40,8 @@ SIZES = {
     "samples": (10, 100, 1000, 10000),
     "series": (1, 10, 100, 1000),
 }
+# With a latent state at each time step, however long the window is.
+NO_PATCHES = ", patch_length=1"
 OF_FORECAST = ("samples", "series")
 # darts' models, and the sizes at which they are timed too.
 REFERENCES = {"RNNModel": ("window", *OF_FORECAST), "TFTModel": ("window",)}
@@ -68,12 +70,12 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     """Time updates, or forecasts, and see how far they push the peak of the memory."""
     factor, level = cell.setting.rsplit(" ", 1)
     size = Size()._replace(**{factor: int(level)})
-    method = cell.method.removesuffix(", order 1")
+    method = cell.method.removesuffix(NO_PATCHES)
     more = {}
     if method.startswith("DDSSM"):
         more["latent_dim"] = size.latent_dim
     if method != cell.method:
-        more["transition_order"] = 1
+        more["patch_length"] = 1
 
     def model(updates: int, clock: Clock):
         return TORCH_METHODS[method](
@@ -172,7 +174,7 @@ def applies(setting: str, method: str) -> bool:
 
 SUITE = Suite(
     settings=[f"{factor} {size}" for factor, sizes in SIZES.items() for size in sizes],
-    methods=["DDSSM", "DDSSM, order 1", *REFERENCES],
+    methods=["DDSSM", f"DDSSM{NO_PATCHES}", *REFERENCES],
     run=run,
     report=summary,
     seconds=30.0,
