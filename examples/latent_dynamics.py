@@ -198,6 +198,8 @@ def real(output_dir: Path, updates: int) -> None:
     model = DDSSMModel(
         input_chunk_length=78,
         output_chunk_length=26,
+        # a state for each week
+        patch_length=1,
         # the whole series is to be filled in one scale, though its level rises
         use_reversible_instance_norm=False,
         batch_size=64,
