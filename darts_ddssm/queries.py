@@ -58,6 +58,11 @@ class Query(ABC):
         """Return the series in their own units."""
         return context_window(self.batch, module.patch_length)
 
+    def _normalised_patches(self, module: "_DDSSMModule") -> Window:
+        """Return what the encoder reads of the series."""
+        normalised, _ = module.normalise(self._window(module))
+        return self._patches(module).window(normalised)
+
     def _groups(self) -> Iterator[int]:
         """Sizes of groups of samples that bound the memory."""
         batch_size, num_steps, _ = self.batch.past_target.shape
@@ -69,8 +74,7 @@ class SmoothedStates(Query):
     """States given the whole series, one a patch: (S, B, N, D)."""
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        window, _ = module.normalise(self._window(module))
-        window = self._patches(module).window(window)
+        window = self._normalised_patches(module)
         steps = module.num_solver_steps
         paths = [module.ssm.smooth(window, size, steps) for size in self._groups()]
         # (S * B, N, D) -> (S, B, N, D)
@@ -81,8 +85,7 @@ class LastStates(Query):
     """The state at the last step of each series: (S, B, D)."""
 
     def answer(self, module: "_DDSSMModule") -> Tensor:
-        window, _ = module.normalise(self._window(module))
-        window = self._patches(module).window(window)
+        window = self._normalised_patches(module)
         projection = module.ssm.encode(window)
         steps = module.num_solver_steps
         states = [
@@ -101,8 +104,10 @@ class LogLikelihood(Query):
         normalised, scale = module.normalise(window)
         # the values that the emission is a density of
         x = normalised.x if module.has_location else window.x
+        folded = self._patches(module).window(normalised)
         log_weights = [
-            self._log_weights(module, normalised, x, size) for size in self._groups()
+            self._log_weights(module, folded, x, window.observed, size)
+            for size in self._groups()
         ]
         log_mean = torch.cat(log_weights).logsumexp(0) - math.log(self.num_samples)
         if module.has_location:
@@ -110,17 +115,20 @@ class LogLikelihood(Query):
         return log_mean
 
     def _log_weights(
-        self, module: "_DDSSMModule", window: Window, x: Tensor, num_samples: int
+        self,
+        module: "_DDSSMModule",
+        folded: Window,
+        x: Tensor,
+        observed: Tensor,
+        num_samples: int,
     ) -> Tensor:
         """Return log p(x, z) - log q(z | x) of paths drawn from q: (S, B)."""
-        patches = self._patches(module)
-        folded = patches.window(window)
         z, log_q = module.ssm.encoded_paths(folded, num_samples)
         # of the S * B paths, sample by sample
-        x, observed = (part.repeat(num_samples, 1, 1) for part in (x, window.observed))
+        x, observed = (part.repeat(num_samples, 1, 1) for part in (x, observed))
         folded = Window(*(part.repeat(num_samples, 1, 1) for part in folded))
         log_p = module.ssm.transition.log_prob(z, folded.transition_inputs)
-        raw = patches.unfold(module.ssm.decoder(z, folded.u))
+        raw = self._patches(module).unfold(module.ssm.decoder(z, folded.u))
         log_emission = log_prob(module.likelihood, raw, x, observed)
         # after the last observation the states integrate to one
         log_ratio = (log_p - log_q) * folded.informed

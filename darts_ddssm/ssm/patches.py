@@ -65,8 +65,10 @@ class Patches(NamedTuple):
 
         They are zero outside the window.
         """
-        x = nn.functional.pad(x, (0, 0, *self._margins))
-        # (B, N * P, F) -> (B, N, P, F) -> (B, N, P * F)
+        return self._join(nn.functional.pad(x, (0, 0, *self._margins)))
+
+    def _join(self, x: Tensor) -> Tensor:
+        """Join the features of whole patches: (B, N * P, F) -> (B, N, P * F)."""
         return x.unflatten(1, (-1, self.length)).flatten(2)
 
     def window(self, window: Window) -> Window:
@@ -74,9 +76,7 @@ class Patches(NamedTuple):
         early, late = self._margins
         first = window.weight[:, :1].expand(-1, early, -1)
         last = window.weight[:, -1:].expand(-1, late, -1)
-        weight = torch.cat([first, window.weight, last], dim=1)
-        # (B, N * P, C) -> (B, N, P * C)
-        weight = weight.unflatten(1, (-1, self.length)).flatten(2)
+        weight = self._join(torch.cat([first, window.weight, last], dim=1))
         return Window(*(self.fold(x) for x in window[:-1]), weight=weight)
 
     def unfold(self, raw: Tensor) -> Tensor:
