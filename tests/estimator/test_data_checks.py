@@ -1,0 +1,96 @@
+"""Series and covariates that are refused, each with a message that names the problem."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from darts.utils.likelihood_models import torch as likelihoods
+from darts.utils.timeseries_generation import linear_timeseries
+
+from tests.helpers import covariate, noisy_sine, with_gaps
+
+
+def test_series_must_have_observed_values(tiny):
+    nothing = with_gaps(noisy_sine(), slice(None))
+    with pytest.raises(ValueError, match="`series` must have observed .* index `1`"):
+        tiny().fit([noisy_sine(), nothing])
+    with pytest.raises(ValueError, match="`series` must have observed"):
+        tiny().fit(noisy_sine()).predict(3, nothing)
+
+
+def test_infinite_values(tiny):
+    broken = noisy_sine(100).values(copy=True)
+    broken[5] = np.inf
+    broken = noisy_sine(100).with_values(broken)
+    series = noisy_sine()
+    with pytest.raises(ValueError, match="`series` must be finite"):
+        tiny().fit(broken)
+    with pytest.raises(ValueError, match="`past_covariates` must be finite"):
+        tiny().fit(series, past_covariates=broken)
+    with pytest.raises(ValueError, match="`future_covariates` must be finite"):
+        tiny().fit(series, future_covariates=broken)
+
+
+def test_values_outside_the_support(tiny):
+    model = tiny(likelihood=likelihoods.PoissonLikelihood())
+    with pytest.raises(ValueError, match="`series` must lie in the support of `Poi"):
+        model.fit(noisy_sine())
+    counts = noisy_sine().map(lambda x: np.round(3 * np.exp(x)))
+    with pytest.raises(ValueError, match="`series` must lie in the support"):
+        model.fit(counts).predict(3, counts - 100)
+
+
+def test_series_too_short(tiny):
+    with pytest.raises(ValueError, match="too short"):
+        tiny().fit(linear_timeseries(length=10).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["past_covariates", "future_covariates", "series"])
+def test_infinities_are_refused_after_and_beside_training(tiny, name):
+    """In validation, and where a forecast starts from them."""
+    given = {
+        "series": noisy_sine(),
+        "past_covariates": covariate(80),
+        "future_covariates": covariate(100),
+    }
+    broken = given[name].values(copy=True)
+    broken[75] = np.inf
+    broken = given | {name: given[name].with_values(broken)}
+    refused = pytest.raises(ValueError, match=f"`{name}` must be finite or NaN")
+    with refused:
+        tiny().fit(**given, **{f"val_{k}": v for k, v in broken.items()})
+    model = tiny(n_epochs=1).fit(**given)
+    with refused:
+        model.predict(6, **broken)
+    with refused:
+        model.historical_forecasts(**broken, start=-8, retrain=False)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_static_covariates_are_finite_or_missing(tiny, value):
+    series = noisy_sine()
+    clean = series.with_static_covariates(pd.DataFrame({"a": [1.0]}))
+    broken = series.with_static_covariates(pd.DataFrame({"a": [value]}))
+    model = tiny(n_epochs=1).fit(clean)
+    for attempt in (
+        lambda: tiny(n_epochs=1).fit(broken).predict(3),
+        lambda: model.predict(3, broken),
+    ):
+        if np.isnan(value):
+            assert np.isfinite(attempt().values()).all()
+        else:
+            with pytest.raises(ValueError, match="`static_covariates` must be finite"):
+                attempt()
+
+
+@pytest.mark.parametrize("kind", ["past_covariates", "future_covariates", "series"])
+def test_absurd_input_is_no_crash_inside_torch(tiny, kind):
+    """Values near the end of float32: a finite forecast, or an error that says where."""
+    given = {"series": noisy_sine(), kind: covariate(100)} | {"series": noisy_sine()}
+    model = tiny(n_epochs=1).fit(**given)
+    absurd = {kind: given[kind].with_values(np.full((len(given[kind]), 1), 1e37))}
+    try:
+        drawn = model.predict(6, **(given | absurd)).values()
+    except ValueError as error:
+        assert f"`{kind}`" in str(error)
+    else:
+        assert np.isfinite(drawn).all()

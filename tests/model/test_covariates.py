@@ -1,0 +1,221 @@
+"""Past, future and static covariates: accepted, encoded, and of effect."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from darts import TimeSeries
+from darts.utils.timeseries_generation import datetime_attribute_timeseries
+
+from tests.helpers import covariate, noisy_sine, same, signs, with_gaps
+
+ORDERS = (1, None)
+
+
+def noise(length: int, seed: int = 1) -> np.ndarray:
+    values = 0.1 * np.random.default_rng(seed).standard_normal((length, 1))
+    return values.astype(np.float32)
+
+
+def correlation(forecast: TimeSeries, actual: np.ndarray) -> float:
+    median = forecast.quantile(0.5).values()[:, 0]
+    return np.corrcoef(median, actual[:, 0])[0, 1]
+
+
+# --- all combinations -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("past", [True, False])
+@pytest.mark.parametrize("future", [True, False])
+@pytest.mark.parametrize("static", [True, False])
+def test_covariates_of_every_kind(tiny, past, future, static):
+    series = noisy_sine(num_components=2)
+    if static:
+        series = series.with_static_covariates(pd.DataFrame({"a": [1.0], "b": [2.0]}))
+    covariates = {}
+    if past:
+        # ends with the series, whatever the horizon
+        covariates["past_covariates"] = covariate(80, num_components=2)
+    if future:
+        covariates["future_covariates"] = covariate(95)
+    model = tiny().fit(series, **covariates)
+    assert model.uses_static_covariates is static
+    assert model.predict(15, num_samples=2).shape == (15, 2, 2)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_static_covariates_of_all_components_or_each(tiny, shared):
+    static = pd.DataFrame({"a": [1.0] if shared else [1.0, -1.0], "b": 2.0})
+    series = noisy_sine(num_components=2).with_static_covariates(static)
+    model = tiny(n_epochs=1).fit(series)
+    assert model.uses_static_covariates
+    expected = 2 * static.size
+    assert model.model.ssm.transition.context.input_size == expected
+    assert model.predict(3).n_components == 2
+
+
+def test_static_covariates_left_out(tiny):
+    series = noisy_sine().with_static_covariates(pd.DataFrame({"a": [1.0]}))
+    without = tiny(use_static_covariates=False).fit(series)
+    assert not without.uses_static_covariates
+    other = series.with_static_covariates(pd.DataFrame({"a": [9.0]}))
+    one, two = (without.predict(3, s, random_state=0) for s in (series, other))
+    assert same(one, two)
+
+
+def test_covariates_must_be_those_of_training(tiny):
+    series = noisy_sine()
+    model = tiny(n_epochs=1).fit([series] * 2, future_covariates=[covariate(100)] * 2)
+    with pytest.raises(ValueError, match="covariates"):
+        model.predict(3, series)
+    with pytest.raises(ValueError, match="covariates"):
+        model.predict(3, series, future_covariates=covariate(100, num_components=2))
+
+
+def test_missing_values_in_covariates(tiny):
+    gap = slice(60, 90)
+    kinds = {
+        "past_covariates": with_gaps(covariate(80), slice(60, 80)),
+        "future_covariates": with_gaps(covariate(100, seed=2), gap),
+    }
+    model = tiny().fit(noisy_sine(), **kinds)
+    assert np.isfinite(model.predict(12, num_samples=3).all_values()).all()
+
+
+def test_encoders_give_what_explicit_covariates_give(tiny):
+    times = pd.date_range("2020-01-01", periods=100)
+    series = TimeSeries.from_times_and_values(times[:80], noisy_sine().values())
+    month = datetime_attribute_timeseries(times, "month", dtype=np.float32)
+    week = datetime_attribute_timeseries(times, "dayofweek", dtype=np.float32)
+    encoders = {"datetime_attribute": {"past": ["month"], "future": ["dayofweek"]}}
+    encoded = tiny(add_encoders=encoders).fit(series)
+    explicit = tiny().fit(series, past_covariates=month, future_covariates=week)
+    assert encoded.uses_past_covariates and encoded.uses_future_covariates
+    assert same(
+        encoded.predict(9, num_samples=3, random_state=0),
+        explicit.predict(9, num_samples=3, random_state=0),
+    )
+
+
+def test_future_covariates_too_short(tiny):
+    model = tiny().fit(noisy_sine(), future_covariates=covariate(86))
+    with pytest.raises(ValueError, match="future_covariates"):
+        model.predict(12)
+
+
+def test_past_covariates_that_end_with_the_series_suffice(tiny):
+    model = tiny(n_epochs=1).fit(noisy_sine(), past_covariates=covariate(80))
+    for n in (1, 6, 30):
+        assert model.predict(n).n_timesteps == n
+    with pytest.raises(ValueError, match="past_covariates"):
+        model.predict(1, past_covariates=covariate(79))
+
+
+# --- effects --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
+def test_forecast_follows_a_future_covariate(tiny, transition):
+    """A covariate that is the level of the series decides the forecast."""
+    rng = np.random.default_rng(0)
+    level = rng.choice([-1.0, 1.0], size=(200, 1)).astype(np.float32)
+    known = TimeSeries.from_values(level)
+    noise = 0.1 * rng.standard_normal((180, 1)).astype(np.float32)
+    series = TimeSeries.from_values(level[:180] + noise)
+    model = tiny(transition=transition, n_epochs=30, optimizer_kwargs={"lr": 1e-2})
+    model.fit(series, future_covariates=known)
+    forecast = model.predict(20, num_samples=100).quantile(0.5).values()
+    assert np.corrcoef(forecast[:, 0], level[180:, 0])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_forecast_follows_a_past_covariate(tiny, order):
+    """A covariate that is the next value of the series decides the next value alone."""
+    known = signs(300)
+    values = np.roll(known, 1, axis=0) + noise(300)
+    series, past = TimeSeries.from_values(values), TimeSeries.from_values(known)
+    model = tiny(transition_order=order, n_epochs=30, optimizer_kwargs={"lr": 1e-2})
+    model.fit(series[:240], past_covariates=past[:240])
+    forecasts = model.historical_forecasts(
+        series,
+        past_covariates=past,
+        start=240,
+        forecast_horizon=2,
+        retrain=False,
+        num_samples=50,
+        last_points_only=False,
+    )
+    next_values, later = (
+        np.array([f.quantile(0.5).values()[i, 0] for f in forecasts]) for i in (0, 1)
+    )
+    assert np.corrcoef(next_values, values[240:-1, 0])[0, 1] > 0.9
+    # what comes after that it does not tell; five standard errors
+    assert abs(np.corrcoef(later, values[241:, 0])[0, 1]) < 5 / len(later) ** 0.5
+
+
+def test_forecast_follows_a_past_covariate_with_a_delay(tiny):
+    """What is seen three steps before it acts is not forgotten until then."""
+    known = signs(500)
+    values = np.roll(known, 3, axis=0) + noise(500)
+    series, past = TimeSeries.from_values(values), TimeSeries.from_values(known)
+    model = tiny(hidden_size=16, n_epochs=30, optimizer_kwargs={"lr": 1e-2})
+    model.fit(series[:400], past_covariates=past[:400])
+    forecasts = model.historical_forecasts(
+        series,
+        past_covariates=past,
+        start=400,
+        forecast_horizon=3,
+        retrain=False,
+        num_samples=50,
+    )
+    assert correlation(forecasts, values[402:]) > 0.9
+
+
+def test_forecast_follows_a_static_covariate(tiny):
+    """From the same past, zero, series go up or down as their covariate says."""
+    level = np.tile([0.0, 1.0], 60)[:, None].astype(np.float32)
+    series = [
+        TimeSeries.from_values(
+            sign * level + noise(120, seed=i),
+            static_covariates=pd.DataFrame({"sign": [float(sign)]}),
+        )
+        for i, sign in enumerate((1, -1))
+    ]
+    model = tiny(
+        input_chunk_length=1,
+        output_chunk_length=2,
+        hidden_size=16,
+        n_epochs=60,
+        optimizer_kwargs={"lr": 1e-2},
+    ).fit(series)
+    contexts = [s[:101] for s in series]
+    up, down = (
+        forecast.quantile(0.5).values()[0, 0]
+        for forecast in model.predict(1, contexts, num_samples=100)
+    )
+    assert up > 0.7 and down < -0.7
+
+
+# --- shift ----------------------------------------------------------------------------
+
+
+def test_output_chunk_shift(tiny):
+    series = noisy_sine()
+    model = tiny(output_chunk_shift=3).fit(series, future_covariates=covariate(100))
+    forecast = model.predict(6, num_samples=2)
+    assert forecast.start_time() == series.end_time() + 4 * series.freq
+    with pytest.raises(ValueError, match="auto-regression"):
+        model.predict(7)
+
+
+def test_steps_of_the_shift_are_rolled_through(tiny):
+    """A random walk is further away after a gap: its steps add up."""
+    steps = np.random.default_rng(0).standard_normal((12, 60)).astype(np.float32)
+    walks = [TimeSeries.from_values(x) for x in 0.2 * steps.cumsum(1)]
+    arguments = dict(transition_order=1, n_epochs=10, optimizer_kwargs={"lr": 1e-2})
+    spreads = []
+    for shift in (0, 12):
+        model = tiny(output_chunk_shift=shift, **arguments).fit(walks)
+        forecast = model.predict(1, walks[0], num_samples=500)
+        spreads.append(forecast.all_values().std())
+    # in truth 13 ** 0.5 times as far
+    assert spreads[1] > 2 * spreads[0]

@@ -1,0 +1,295 @@
+"""Fitting and forecasting: shapes, times, datasets, tuning, randomness."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from darts import TimeSeries
+from darts.utils.data import (
+    SequentialTorchInferenceDataset,
+    SequentialTorchTrainingDataset,
+)
+from pytorch_lightning.callbacks import Callback
+
+from darts_ddssm import DDSSMModel
+from tests.helpers import TRAINER, covariate, noisy_sine, same, with_gaps
+
+TRANSITIONS = ("diffusion", "gaussian")
+ORDERS = (1, 2, None)
+
+
+# --- shapes and times -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transition", TRANSITIONS)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("num_components", [1, 3])
+def test_forecast_has_the_shape_that_was_asked_for(tiny, transition, order, num_components):
+    series = noisy_sine(num_components=num_components)
+    model = tiny(transition=transition, transition_order=order).fit(series)
+    for n in (1, 6, 15):
+        forecast = model.predict(n, num_samples=5)
+        assert forecast.shape == (n, num_components, 5)
+        assert forecast.start_time() == series.end_time() + series.freq
+        assert forecast.components.equals(series.components)
+        assert forecast.dtype == series.dtype
+        assert np.isfinite(forecast.all_values()).all()
+
+
+def test_one_series_or_many(tiny):
+    series = [noisy_sine(seed=i) for i in range(3)]
+    model = tiny().fit(series)
+    assert [f.shape for f in model.predict(4, series, num_samples=2)] == [(4, 1, 2)] * 3
+    assert model.predict(4, series[0], num_samples=2).shape == (4, 1, 2)
+    alone = tiny().fit(series[0])
+    assert alone.predict(4, num_samples=2).shape == (4, 1, 2)
+
+
+def test_same_random_state_gives_the_same_forecast(tiny):
+    series = noisy_sine()
+    one, other = (tiny().fit(series) for _ in range(2))
+    assert same(one.predict(5, num_samples=3), other.predict(5, num_samples=3))
+    again = [one.predict(5, num_samples=3, random_state=7) for _ in range(2)]
+    assert same(*again)
+    assert not same(again[0], one.predict(5, num_samples=3, random_state=8))
+
+
+def test_samples_are_joint_paths(tiny):
+    """A random walk's paths spread out while each moves in small steps."""
+    steps = np.random.default_rng(0).standard_normal((12, 60)).astype(np.float32)
+    walks = [TimeSeries.from_values(x) for x in 0.2 * steps.cumsum(1)]
+    model = tiny(transition_order=1, n_epochs=10, optimizer_kwargs={"lr": 1e-2})
+    forecast = model.fit(walks).predict(12, walks[0], num_samples=200).all_values()
+    path = forecast[:, 0]
+    change = np.abs(np.diff(path, axis=0)).mean()
+    shuffled = np.random.default_rng(1).permuted(path, axis=1)
+    assert change < 0.8 * np.abs(np.diff(shuffled, axis=0)).mean()
+
+
+def test_inputs_are_not_changed(tiny):
+    series = with_gaps(noisy_sine(), slice(3, 9))
+    past, future = covariate(80), covariate(100, seed=2)
+    before = [x.all_values(copy=True) for x in (series, past, future)]
+    model = tiny().fit(series, past_covariates=past, future_covariates=future)
+    model.predict(6)
+    for x, values in zip((series, past, future), before, strict=True):
+        np.testing.assert_array_equal(x.all_values(), values)
+
+
+def test_float64_series_give_a_float64_model(tiny):
+    model = tiny().fit(noisy_sine().astype(np.float64))
+    assert model.model.dtype == torch.float64
+    assert model.predict(3).dtype == np.float64
+
+
+def test_more_solver_steps_after_training(tiny, tmp_path):
+    model = tiny().fit(noisy_sine())
+    few = model.predict(3, num_samples=4, random_state=0)
+    model.num_solver_steps = 16
+    many = model.predict(3, num_samples=4, random_state=0)
+    assert not same(few, many)
+    model.save(str(tmp_path / "model.pt"))
+    loaded = DDSSMModel.load(str(tmp_path / "model.pt"))
+    assert loaded.num_solver_steps == 16
+    assert same(many, loaded.predict(3, num_samples=4, random_state=0))
+
+
+@pytest.mark.parametrize("freq", ["h", "D", "W-SUN", "MS", 1, 3])
+def test_forecast_starts_one_step_after_the_series(tiny, freq):
+    values = noisy_sine().values()
+    if isinstance(freq, str):
+        times = pd.date_range("2020-02-02", periods=len(values), freq=freq)
+    else:
+        times = pd.RangeIndex(5, 5 + freq * len(values), freq)
+    series = TimeSeries.from_times_and_values(times, values)
+    forecast = tiny(n_epochs=1).fit(series).predict(8)
+    assert forecast.freq == series.freq
+    assert forecast.start_time() == series.end_time() + series.freq
+
+
+def test_forecast_keeps_what_is_known_of_the_series(tiny):
+    hierarchy = {"north": ["all"], "south": ["all"]}
+    series = TimeSeries.from_times_and_values(
+        pd.date_range("2020-01-01", periods=60),
+        noisy_sine(60, num_components=3).values(),
+        columns=["all", "north", "south"],
+        hierarchy=hierarchy,
+        static_covariates=pd.DataFrame({"a": [1.0, 2.0, 3.0]}),
+    )
+    forecast = tiny(n_epochs=1).fit(series).predict(3, num_samples=2)
+    assert forecast.components.tolist() == ["all", "north", "south"]
+    assert forecast.hierarchy == hierarchy
+    pd.testing.assert_frame_equal(forecast.static_covariates, series.static_covariates)
+    assert forecast.dtype == series.dtype
+
+
+def test_stochastic_series_are_inputs(tiny):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((60, 1, 5)).astype(np.float32)
+    series = TimeSeries.from_values(values)
+    forecast = tiny(n_epochs=1).fit(series).predict(4, num_samples=3)
+    assert forecast.shape == (4, 1, 3)
+
+
+def test_integers_are_values(tiny):
+    series = TimeSeries.from_values(np.arange(60) % 12)
+    forecast = tiny(n_epochs=1).fit(series).predict(3)
+    assert np.isfinite(forecast.values()).all()
+
+
+@pytest.mark.parametrize("transition", TRANSITIONS)
+def test_latent_may_be_wider_than_the_networks(tiny, transition):
+    model = tiny(latent_dim=5, hidden_size=2, transition=transition).fit(noisy_sine())
+    assert np.isfinite(model.predict(3, num_samples=2).all_values()).all()
+
+
+def test_values_may_be_read_only(tiny):
+    values = noisy_sine().values()[..., None]
+    values.flags.writeable = False
+    series = TimeSeries(noisy_sine().time_index, values, copy=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not writable.*", module="darts_ddssm")
+        tiny(n_epochs=1).fit(series).predict(3)
+
+
+def test_series_is_needed_after_fitting_several(tiny):
+    model = tiny(n_epochs=1).fit([noisy_sine(), noisy_sine(seed=1)])
+    with pytest.raises(ValueError, match="series"):
+        model.predict(3)
+
+
+def test_predict_before_fit(tiny):
+    with pytest.raises(ValueError, match="fit"):
+        tiny().predict(3, noisy_sine())
+
+
+# --- how training runs ----------------------------------------------------------------
+
+
+class Batches(Callback):
+    """Record the size of each training batch."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.sizes.append(len(batch.past_target))
+
+
+def test_number_of_epochs(tiny):
+    model = tiny(n_epochs=5)
+    model.fit(noisy_sine(), epochs=3)
+    assert model.epochs_trained == 3
+
+
+def test_refitting_continues(tiny):
+    """A second fit starts from the weights of the first, with the same scale."""
+    model = tiny(optimizer_kwargs={"lr": 1e-2}).fit(noisy_sine())
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    model.fit(5 + noisy_sine(seed=1), epochs=1)
+    after = model.model.state_dict()
+    name = "ssm.decoder.bypass.weight"
+    assert not torch.equal(before[name], after[name])
+    assert (before[name] - after[name]).abs().max() < 0.2
+    for name in ("target_shift", "target_spread", "progress"):
+        torch.testing.assert_close(before[name], after[name])
+
+
+def test_which_windows_are_trained_on(tiny):
+    def sizes(**kwargs) -> list[int]:
+        batches = Batches()
+        tiny({"callbacks": [batches]}, n_epochs=1).fit(noisy_sine(), **kwargs)
+        return batches.sizes
+
+    assert sum(sizes()) == 80 - 18 + 1
+    assert sum(sizes(max_samples_per_ts=10)) == 10
+    assert sum(sizes(stride=6)) == 11
+    assert sizes(dataloader_kwargs={"batch_size": 20, "drop_last": True}) == [20] * 3
+
+
+def test_datasets_in_place_of_series(tiny):
+    series = noisy_sine()
+    lengths = {"input_chunk_length": 12, "output_chunk_length": 6}
+    dataset = SequentialTorchTrainingDataset(series=series, **lengths)
+    models = [tiny().fit_from_dataset(dataset, val_dataset=dataset) for _ in range(2)]
+    expected, same_seed = (
+        m.predict(6, series, num_samples=3, random_state=1) for m in models
+    )
+    assert same(expected, same_seed)
+    ahead = SequentialTorchInferenceDataset(series=series, n=6, **lengths)
+    (forecast,) = models[0].predict_from_dataset(6, ahead, num_samples=3, random_state=1)
+    assert same(forecast, expected)
+
+
+def test_jobs_do_not_change_the_forecast(tiny):
+    series = [noisy_sine(), noisy_sine(seed=1)]
+    model = tiny(n_epochs=1).fit(series)
+    one, two = (model.predict(3, series, random_state=0, n_jobs=n) for n in (1, 2))
+    assert all(map(same, one, two))
+
+
+# --- tuning ---------------------------------------------------------------------------
+
+
+def test_learning_rate_finder(tiny, tmp_path):
+    model = tiny({"default_root_dir": str(tmp_path)}, batch_size=4)
+    finder = model.lr_find(noisy_sine(), num_training=30, early_stop_threshold=None)
+    assert 1e-8 < finder.suggestion() < 1
+    # the search leaves the model as it was
+    assert model.model is None
+    model.fit(noisy_sine())
+
+
+def test_batch_size_finder(tiny, tmp_path):
+    model = tiny({"default_root_dir": str(tmp_path)})
+    size = model.scale_batch_size(noisy_sine(), init_val=2, max_trials=2, max_val=8)
+    assert size >= 2 and model.batch_size == size
+    model.fit(noisy_sine())
+    size = model.scale_batch_size(
+        [noisy_sine()] * 8, method="predict", n=3, max_trials=2, max_val=8
+    )
+    assert model.batch_size == size
+
+
+# --- the model as an object -----------------------------------------------------------
+
+
+def test_model_parameters_go_round(tiny):
+    model = tiny(transition_order=2, peak_kl_weight=2.0)
+    again = DDSSMModel(**model.model_params)
+    assert again.model_params == model.model_params
+    assert "transition_order=2" in repr(model)
+    assert model.model_params["pl_trainer_kwargs"] == TRAINER
+
+
+def test_untrained_model_is_a_fresh_one(tiny):
+    model = tiny().fit(noisy_sine())
+    fresh = model.untrained_model()
+    assert fresh.model_params == model.model_params
+    assert not fresh.model_created
+    fresh.fit(noisy_sine())
+    # darts draws each model's seed anew where random_state says so
+    assert same(model.predict(3, random_state=1), fresh.predict(3, random_state=1))
+
+
+# --- cost -----------------------------------------------------------------------------
+
+
+def test_each_series_is_encoded_once(tiny):
+    model = tiny().fit(noisy_sine())
+    calls = []
+    model.model.ssm.encoder.register_forward_hook(lambda *_: calls.append(1))
+    model.predict(6, num_samples=500)
+    assert len(calls) == 1
+
+
+def test_paths_in_memory_are_bounded_by_the_batch_size(tiny):
+    model = tiny().fit(noisy_sine())
+    rows = []
+    decoder = model.model.ssm.decoder
+    decoder.register_forward_hook(lambda _, args, out: rows.append(len(out)))
+    forecast = model.predict(6, num_samples=500, batch_size=4)
+    assert forecast.n_samples == 500
+    assert sum(rows) == 500 and max(rows) == 4 * (12 + 6)

@@ -1,0 +1,180 @@
+"""Models whose states stand for several steps."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from darts.utils.likelihood_models.torch import GaussianLikelihood
+
+from darts_ddssm import DDSSMModel
+from tests.helpers import covariate, noisy_sine, same, with_gaps
+
+# 12 and 6 steps: whole patches, and patches that reach beyond both chunks
+LENGTHS = [3, 4]
+
+
+@pytest.fixture(params=LENGTHS)
+def patched(tiny, request):
+    def make(**kwargs) -> DDSSMModel:
+        return tiny(patch_length=request.param, **kwargs)
+
+    return make
+
+
+@pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
+@pytest.mark.parametrize("order", [None, 1])
+@pytest.mark.parametrize("n", [1, 6, 17])
+def test_forecast(patched, transition, order, n):
+    series = noisy_sine(num_components=2)
+    model = patched(transition=transition, transition_order=order).fit(series)
+    forecast = model.predict(n, num_samples=7)
+    assert forecast.all_values().shape == (n, 2, 7)
+    assert forecast.start_time() == series.end_time() + series.freq
+    assert np.isfinite(forecast.all_values()).all()
+
+
+def test_all_that_a_model_may_be_given(patched):
+    """Covariates of each kind, gaps, weights, a shift, a validation set."""
+    series = with_gaps(noisy_sine(), slice(30, 37)).with_static_covariates(
+        pd.DataFrame({"a": [0.3]})
+    )
+    model = patched(output_chunk_shift=2)
+    covariates = {"past_covariates": covariate(80), "future_covariates": covariate(100, 2)}
+    val = {f"val_{name}": values for name, values in covariates.items()}
+    model.fit(series, **covariates, sample_weight="linear", val_series=series, **val)
+    assert np.isfinite(model.trainer.callback_metrics["val_loss"].item())
+    forecast = model.predict(6, num_samples=5)
+    assert forecast.start_time() == series.end_time() + 3 * series.freq
+    assert np.isfinite(forecast.all_values()).all()
+
+
+def test_past_covariates_need_not_outlast_the_series(patched):
+    model = patched().fit(noisy_sine(), past_covariates=covariate(80))
+    assert model.predict(17, num_samples=2).n_timesteps == 17
+
+
+def test_historical_forecasts_are_those_of_predict(patched):
+    series = noisy_sine()
+    model = patched().fit(series)
+    (last,) = model.historical_forecasts(
+        series,
+        start=-6,
+        start_format="position",
+        retrain=False,
+        forecast_horizon=6,
+        num_samples=3,
+        random_state=1,
+        last_points_only=False,
+    )
+    assert same(last, model.predict(6, series[:-6], num_samples=3, random_state=1))
+
+
+def test_the_end_of_a_series_counts(patched):
+    """Each value of the input chunk reaches the forecast, the first and the last one."""
+    series = noisy_sine()
+    model = patched().fit(series)
+    context = series[-12:]
+    forecast = model.predict(6, context, num_samples=3, random_state=1)
+    for step in (0, 11):
+        values = context.values(copy=True)
+        values[step] += 1
+        changed = context.with_values(values)
+        assert not same(forecast, model.predict(6, changed, num_samples=3, random_state=1))
+
+
+def test_saved_and_loaded(patched, tmp_path):
+    model = patched().fit(noisy_sine())
+    model.save(str(tmp_path / "model.pt"))
+    loaded = DDSSMModel.load(str(tmp_path / "model.pt"))
+    one, other = (m.predict(6, num_samples=3, random_state=2) for m in (model, loaded))
+    assert same(one, other)
+
+
+def test_weights_of_another_length_are_refused(tiny, tmp_path):
+    tiny(patch_length=3).fit(noisy_sine()).save(str(tmp_path / "model.pt"))
+    with pytest.raises(ValueError, match="`patch_length` must be .* 3, got 1"):
+        tiny().load_weights(str(tmp_path / "model.pt"))
+    tiny(patch_length=3).load_weights(str(tmp_path / "model.pt"))
+
+
+def test_the_length_of_a_long_window_is_logged(tiny, caplog):
+    model = tiny(input_chunk_length=48, output_chunk_length=12)
+    with caplog.at_level("INFO", logger="darts_ddssm.model"):
+        model.fit(noisy_sine())
+    assert "A window of 60 steps is modelled in patches of 4 steps" in caplog.text
+    assert model.model.patch_length == 4
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_the_length_must_be_a_positive_integer(tiny, value):
+    with pytest.raises(ValueError, match="`patch_length` must be an integer >= 1, got"):
+        tiny(patch_length=value)
+
+
+def test_the_length_must_not_exceed_the_input_chunk(tiny):
+    with pytest.raises(ValueError, match="`patch_length` must be at most .* 12, got 13"):
+        tiny(patch_length=13)
+
+
+# --- the latent side ------------------------------------------------------------------
+
+
+def test_states_stand_at_the_ends_of_patches(tiny):
+    series = noisy_sine(80)
+    model = tiny(patch_length=3).fit(series)
+    states = model.infer_latents(num_samples=4)
+    # 80 = 26 * 3 + 2: the first patch has two steps
+    assert states.n_timesteps == 27
+    assert states.time_index.equals(series.time_index[1::3])
+    filtered = model.infer_latents(num_samples=4, filtering=True)
+    assert filtered.time_index.equals(series.time_index)
+
+
+def test_gaps_are_filled(tiny):
+    series = with_gaps(noisy_sine(80), slice(40, 45))
+    filled = tiny(patch_length=3).fit(series).impute(num_samples=5)
+    assert filled.time_index.equals(series.time_index)
+    values = filled.all_values()
+    seen = ~np.isnan(series.values()[:, 0])
+    assert np.isfinite(values).all()
+    assert (values[seen] == series.all_values()[seen]).all()
+    assert (values[~seen].std(-1) > 0).all()
+
+
+def test_series_are_simulated(tiny):
+    model = tiny(patch_length=4).fit(noisy_sine())
+    assert model.simulate(10, num_samples=3).all_values().shape == (10, 1, 3)
+
+
+def test_the_next_patch_is_drawn(tiny):
+    """Covariates are those of the steps of the given patches, and of the next one."""
+    model = tiny(patch_length=3)
+    model.fit(noisy_sine(), past_covariates=covariate(80), future_covariates=covariate(99))
+    states = np.zeros((2, 2))
+    draws = model.sample_transition(
+        states, 5, future_covariates=covariate(9), past_covariates=covariate(6)
+    )
+    assert draws.shape == (5, 2)
+    with pytest.raises(ValueError, match="must cover the 6 steps of the given states"):
+        model.sample_transition(states, 5, past_covariates=covariate(5))
+
+
+def test_likelihood_of_a_normal_series(tiny):
+    """Independent normal values: the exact density is theirs.
+
+    The model knows it but for what it has learned wrong: 0.1 nats a value.
+    """
+    rng = np.random.default_rng(0)
+    series = [
+        noisy_sine(60).with_values(rng.standard_normal((60, 1)).astype(np.float32))
+        for _ in range(20)
+    ]
+    model = tiny(
+        patch_length=3,
+        n_epochs=10,
+        use_reversible_instance_norm=False,
+        likelihood=GaussianLikelihood(),
+    ).fit(series[:16])
+    estimate = np.mean(model.log_likelihood(series[16:], num_samples=16))
+    values = np.concatenate([s.values() for s in series[16:]])
+    exact = -0.5 * np.log(2 * np.pi) - 0.5 * np.square(values).mean()
+    assert abs(estimate - exact) < 0.1

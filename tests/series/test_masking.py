@@ -1,0 +1,33 @@
+"""Gaps that the encoder practises on."""
+
+import pytest
+import torch
+from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
+
+from darts_ddssm.window import training_window
+from darts_ddssm.window import with_gaps as hide
+
+
+def test_practice_gaps():
+    """Gaps of many lengths in the first rows; nothing that is missing comes back."""
+    torch.manual_seed(0)
+    num_rows, num_steps = 600, 24
+    target = torch.randn(800, num_steps, 2)
+    target[:, 3] = torch.nan
+    empty = target[:, :0]
+    window = training_window(TorchTrainingBatch(target, future_target=empty), gap=0)
+    hidden = hide(window, num_rows)
+    assert torch.equal(hidden.observed[num_rows:], window.observed[num_rows:])
+    assert not hidden.observed[:, 3].any()
+    assert torch.equal(hidden.x, window.x) and torch.equal(hidden.weight, window.weight)
+    seen = hidden.observed[:num_rows, 4:]
+    # a quarter on average: half of the values in no row
+    assert (1 - seen).mean().item() == pytest.approx(0.25, abs=0.04)
+    assert (seen.mean((1, 2)) > 0.9).any() and (seen.mean((1, 2)) < 0.6).any()
+    together = (seen[..., 0] == seen[..., 1]).all(1)
+    assert 0.4 < together.double().mean() < 0.8
+    lengths = set()
+    for row in seen[..., 0].tolist():
+        runs = "".join("01"[int(value)] for value in row).split("1")
+        lengths.update(len(run) for run in runs)
+    assert {1, 2, 3, 5, 8, 12} <= lengths

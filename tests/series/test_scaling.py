@@ -1,0 +1,131 @@
+"""The scale of the training set and reversible instance normalisation."""
+
+import numpy as np
+import pytest
+import torch
+from darts.models.components.layer_norm_variants import RINorm
+from darts.utils.likelihood_models import torch as likelihoods
+
+from darts_ddssm.scaling import instance_scale
+from tests.helpers import drawn, noisy_sine, same, with_gaps
+
+# --- the scale of the training set ----------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e6, 1e12])
+@pytest.mark.parametrize("norm", [False, True])
+def test_forecast_scales_with_the_series(tiny, scale, norm):
+    series = noisy_sine()
+    expected = scale * drawn(tiny(use_reversible_instance_norm=norm), series)
+    scaled = (scale * series).astype(np.float32)
+    actual = drawn(tiny(use_reversible_instance_norm=norm), scaled)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_offset_of_64_bit_series_is_exact(tiny):
+    """In double precision values far from zero keep their variation."""
+    series = noisy_sine().astype(np.float64)
+    expected = drawn(tiny(), series)
+    np.testing.assert_allclose(drawn(tiny(), series + 1e9) - 1e9, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e-12, -3.0, 1e12])
+@pytest.mark.parametrize("norm", [False, True])
+def test_constant_is_forecast_as_itself(tiny, constant, norm):
+    """Beside a component that moves, too."""
+    series = noisy_sine(num_components=2)
+    values = series.values(copy=True)
+    values[:, 0] = constant
+    for one in (series.with_values(values), series.with_values(values)["0"]):
+        model = tiny(use_reversible_instance_norm=norm)
+        forecast = drawn(model, one)[:, 0]
+        # a constant of zero has no scale of its own
+        allowed = 1e-5 * abs(constant) or 1e-5
+        np.testing.assert_allclose(forecast, constant, rtol=0, atol=allowed)
+
+
+def test_loss_is_in_nats_of_the_data(tiny):
+    """Ten times the series has log(10) more a value."""
+    losses = []
+    for scale in (1.0, 10.0):
+        series = scale * noisy_sine()
+        model = tiny().fit(series, val_series=series)
+        losses.append(model.trainer.callback_metrics["val_negative_elbo"].item())
+    assert losses[1] - losses[0] == pytest.approx(np.log(10), abs=1e-3)
+
+
+# --- reversible instance normalisation ------------------------------------------------
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norm_follows_shift_and_scale_of_a_series(tiny, affine):
+    """A forecast of 100 x + 1,000 is the forecast of x, mapped likewise."""
+    series = with_gaps(noisy_sine(), slice(70, 74))
+    norm = {"affine": affine, "eps": 1e-9}
+    model = tiny(use_reversible_instance_norm=norm).fit(series)
+    forecast = model.predict(6, series, num_samples=20, random_state=0)
+    mapped = model.predict(6, 100 * series + 1000, num_samples=20, random_state=0)
+    expected = 100 * forecast.all_values() + 1000
+    np.testing.assert_allclose(mapped.all_values(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("where", [slice(-12, None), slice(-12, -1)])
+def test_instance_norm_of_an_input_chunk_with_little_in_it(tiny, where):
+    """Nothing observed, or one value: the forecast is finite, in the data's range."""
+    series = noisy_sine()
+    model = tiny(use_reversible_instance_norm=True).fit(series)
+    forecast = model.predict(6, with_gaps(series, where), num_samples=50).all_values()
+    assert np.abs(forecast).max() < 10
+
+
+def test_instance_norm_is_not_misled_by_what_is_missing(tiny):
+    """Observed values have one scale, whatever stands in the gaps beside them."""
+    x = torch.randn(3, 12, 2).double()
+    observed = (torch.rand(x.shape) > 0.4).double()
+    observed[:, 0] = 1.0
+    rin = RINorm(input_dim=2, affine=False).double()
+    scale = instance_scale(rin, x.masked_fill(observed == 0, 1e3), observed)
+    for i in range(3):
+        for c in range(2):
+            seen = x[i, observed[i, :, c] > 0, c]
+            torch.testing.assert_close(scale.shift[i, 0, c], seen.mean())
+            std = (seen.var(unbiased=False) + rin.eps).sqrt()
+            torch.testing.assert_close(scale.spread[i, 0, c], std)
+
+
+def test_instance_norm_changes_the_model(tiny):
+    series = noisy_sine()
+    trend = np.linspace(0, 5, 80, dtype=np.float32)[:, None]
+    series = series.with_values(series.values() + trend)
+    one, other = (
+        tiny(use_reversible_instance_norm=norm).fit(series).predict(3, random_state=0)
+        for norm in (False, True)
+    )
+    assert not same(one, other)
+
+
+def test_instance_norm_keeps_the_likelihood_of_the_data():
+    """Raw parameters mapped back give the density of x, by change of variables."""
+    torch.manual_seed(0)
+    likelihood = likelihoods.GaussianLikelihood()
+    x = 50 + 3 * torch.randn(4, 12, 2, dtype=torch.float64)
+    rin = RINorm(input_dim=2).double()
+    with torch.no_grad():
+        rin.affine_weight.copy_(torch.tensor([0.5, 2.0]))
+        rin.affine_bias.copy_(torch.tensor([-1.0, 1.0]))
+    scale = instance_scale(rin, x, torch.ones_like(x))
+    raw = torch.randn(4, 12, 2, 2, dtype=torch.float64)
+    normalised, data = (
+        likelihood._distr_from_params(likelihood._params_from_output(r))
+        for r in (raw, scale.parameters_to_data(raw))
+    )
+    expected = normalised.log_prob(scale.normalise(x)) - scale.spread.log()
+    torch.testing.assert_close(data.log_prob(x), expected)
+
+
+def test_instance_norm_of_a_family_without_location(tiny):
+    with pytest.raises(ValueError, match="`use_reversible_instance_norm` must be"):
+        tiny(
+            likelihood=likelihoods.PoissonLikelihood(),
+            use_reversible_instance_norm=True,
+        )

@@ -1,0 +1,105 @@
+"""What the transition sees of the past, over a whole path and step by step."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from darts_ddssm.ssm.context import Context, MarkovContext, RecurrentContext
+from tests.helpers import randomised
+
+NUM_ROWS, NUM_STEPS, LATENT_DIM, HIDDEN_SIZE = 3, 8, 2, 6
+
+
+def context_of(order: int | None, input_size: int = 1) -> Context:
+    torch.manual_seed(0)
+    sizes = (LATENT_DIM, input_size, HIDDEN_SIZE)
+    if order is None:
+        return randomised(RecurrentContext(*sizes, reach=5))
+    return randomised(MarkovContext(*sizes, order=order))
+
+
+def path(input_size: int = 1) -> tuple[Tensor, Tensor]:
+    """Latents and inputs of a few rows."""
+    torch.manual_seed(1)
+    values = torch.randn(NUM_ROWS, NUM_STEPS, LATENT_DIM + input_size).double()
+    return values[..., :LATENT_DIM], values[..., LATENT_DIM:]
+
+
+def steps_that_see(context: Context, t: int) -> list[int]:
+    """Steps, from 0, whose context changes with the latent at t."""
+    z, u = path()
+    changed = z.clone()
+    changed[:, t] += 1.0
+    off = (context(changed, u) - context(z, u)).abs().amax((0, 2))
+    # beyond the rounding of the Fourier transform, in double precision
+    return (off > 1e-12).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("order", [1, 3, None])
+@pytest.mark.parametrize("input_size", [0, 2])
+def test_step_by_step_is_the_whole_path_at_once(order, input_size):
+    context, (z, u) = context_of(order, input_size), path(input_size)
+    history = context.start(NUM_ROWS, z)
+    steps = []
+    for z_t, u_t in zip(z.unbind(1), u.unbind(1), strict=True):
+        steps.append(context.context(history, u_t))
+        history = context.append(history, z_t, u_t)
+    torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u))
+
+
+@pytest.mark.parametrize("order", [1, 3, None])
+@pytest.mark.parametrize("known", [1, 2, NUM_STEPS])
+def test_step_by_step_after_a_path_goes_on_with_it(order, known):
+    num_steps = NUM_STEPS + known
+    context = context_of(order)
+    # of a kernel that reaches over five steps all, some, and none are in the first part
+    z, u = (torch.cat([x, x.flip(1)], dim=1)[:, :num_steps] for x in path())
+    history = context.after(z[:, :known], u[:, :known])
+    steps = []
+    for z_t, u_t in zip(z[:, known:].unbind(1), u[:, known:].unbind(1), strict=True):
+        steps.append(context.context(history, u_t))
+        torch.testing.assert_close(history.previous, z[:, known + len(steps) - 2])
+        history = context.append(history, z_t, u_t)
+    torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u)[:, known:])
+
+
+@pytest.mark.parametrize("order", [1, 3, None])
+def test_history_knows_its_last_latent(order):
+    context, (z, u) = context_of(order), path()
+    history = context.start(NUM_ROWS, z)
+    assert not history.started.any() and not history.previous.any()
+    for z_t, u_t in zip(z.unbind(1), u.unbind(1), strict=True):
+        history = context.append(history, z_t, u_t)
+        assert history.started.all()
+        torch.testing.assert_close(history.previous, z_t)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_markov_context_sees_the_last_latents_alone(order):
+    assert steps_that_see(context_of(order), 2) == list(range(3, 3 + order))
+
+
+def test_recurrent_context_sees_all_of_the_past():
+    assert steps_that_see(context_of(None), 2) == list(range(3, NUM_STEPS))
+
+
+@pytest.mark.parametrize("order", [1, 3, None])
+def test_inputs_count_at_their_own_step_and_with_their_latent(order):
+    context, (z, u) = context_of(order), path()
+    changed = u.clone()
+    changed[:, 2] += 1.0
+    off = (context(z, changed) - context(z, u)).abs().amax((0, 2))
+    last = NUM_STEPS if order is None else 3 + order
+    assert (off > 1e-12).nonzero().flatten().tolist() == list(range(2, last))
+
+
+@pytest.mark.parametrize("order", [1, 3, None])
+def test_a_missing_latent_is_not_a_latent_of_zero(order):
+    """Every step that lacks some of what it would see has a context of its own."""
+    context = context_of(order)
+    zeros = torch.zeros(1, NUM_STEPS, LATENT_DIM).double()
+    contexts = context(zeros, zeros[..., :1]).squeeze(0)
+    num_lacking = order or 1  # a recurrent context flags the first step
+    for t in range(num_lacking):
+        off = (contexts[t + 1 :] - contexts[t]).abs().amax(-1)
+        assert (off > 1e-6).all()

@@ -1,0 +1,141 @@
+"""The posterior's recursion, its handwritten derivative and how it starts out."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from darts_ddssm.ssm.encoder import Encoder, _PosteriorPath
+from tests.helpers import float64, randomised
+
+NUM_SERIES, NUM_STEPS, NUM_FEATURES, LATENT_DIM = 3, 7, 4, 2
+FLOOR = torch.linspace(0.01, 0.3, NUM_STEPS, dtype=torch.float64)
+
+
+def random_encoder(std: float = 0.3) -> Encoder:
+    torch.manual_seed(0)
+    return randomised(Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=5), std)
+
+
+def features(num_series: int = NUM_SERIES, num_steps: int = NUM_STEPS) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(num_series, num_steps, NUM_FEATURES).double()
+
+
+def path_by_steps(
+    encoder: Encoder, projection: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `Encoder.path` returns, by automatic differentiation of a plain loop."""
+    z, steps = torch.zeros_like(noise[None, :, 0]), []
+    for t in range(NUM_STEPS):
+
+        def step(noise: Tensor, z: Tensor = z, t: int = t) -> Tensor:
+            return encoder.step(z, projection[t], noise, FLOOR[t])
+
+        mean = step(torch.zeros_like(z))
+        std = step(torch.ones_like(z)) - mean
+        z = step(noise[None, :, t])
+        steps.append((z, mean, std))
+    z, mean, std = (torch.cat(x).transpose(0, 1) for x in zip(*steps, strict=True))
+    return z, mean, std
+
+
+# --- the path and its derivative ------------------------------------------------------
+
+
+def test_handwritten_derivative_is_the_numerical_one():
+    encoder = random_encoder(std=1.0)
+    projection = encoder(features()).detach().requires_grad_()
+    noise = torch.randn(NUM_STEPS, NUM_SERIES, LATENT_DIM).double()
+    weights = encoder._weights
+    assert torch.autograd.gradcheck(
+        _PosteriorPath.apply, (projection, noise, FLOOR, *weights)
+    )
+
+
+def test_path_and_its_gradients_are_those_of_a_plain_loop():
+    encoder = random_encoder()
+    x = features().requires_grad_()
+    wanted = [x, *encoder.parameters()]
+
+    def loss(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        # of all three, at every step with a weight of its own
+        weight = torch.linspace(1, 2, z.numel()).double().view_as(z)
+        return (weight * (z.sin() + mean.square() + std.log())).sum()
+
+    drawn = encoder.path(encoder(x), FLOOR)
+    z, mean, std = (each.detach() for each in drawn)
+    looped = path_by_steps(encoder, encoder(x), noise=(z - mean) / std)
+    torch.testing.assert_close(looped, drawn)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss(*drawn), wanted),
+        torch.autograd.grad(loss(*looped), wanted),
+    )
+
+
+def test_std_is_never_under_its_floor():
+    encoder = random_encoder(std=10.0)  # drives some stds to nothing but the floor
+    _, _, std = encoder.path(encoder(features(num_series=200)), FLOOR)
+    assert (std >= FLOOR.unsqueeze(-1)).all()
+    torch.testing.assert_close(std.amin((0, 2)), FLOOR)
+
+
+def test_noise_is_standard_and_independent():
+    encoder = random_encoder()
+    z, mean, std = encoder.path(encoder(features(num_series=4000)), FLOOR)
+    # (B, T, D) -> (B, T * D)
+    noise = ((z - mean) / std).flatten(1)
+    # A sample covariance is off by 1 / sqrt(B), a variance by sqrt(2 / B).
+    allowed = 5 * (2 / 4000) ** 0.5
+    torch.testing.assert_close(
+        noise.T.cov(), torch.eye(noise.shape[1]).double(), atol=allowed, rtol=0
+    )
+
+
+# --- what a step depends on -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [0, 3, NUM_STEPS - 1])
+def test_a_step_sees_all_of_the_data(t):
+    """Where a value is missing, those before it count as do those after."""
+    encoder, x = random_encoder(), features()
+    changed = x.clone()
+    changed[:, t] += 1.0
+    # (T, B, 2 * H) -> (T,)
+    off = (encoder(changed) - encoder(x)).abs().amax((1, 2))
+    assert (off > 0).all()
+
+
+def test_series_of_a_batch_are_apart():
+    encoder, x = random_encoder(), features()
+    alone = torch.cat([encoder(x[i : i + 1]) for i in range(NUM_SERIES)], dim=1)
+    torch.testing.assert_close(encoder(x), alone)
+
+
+# --- how an untrained encoder starts out ----------------------------------------------
+
+
+def test_untrained_path_does_not_explode():
+    """Its variance after 150 steps is about the sum of the variances of the steps."""
+    torch.manual_seed(0)
+    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32).double()
+    floor = torch.full((150,), 0.01).double()
+    z, _, std = encoder.path(encoder(features(1000, 150)), floor)
+    ratio = z[:, -1].square().mean() / std.square().sum(1).mean()
+    assert 0.5 < ratio < 2
+
+
+def test_untrained_steps_keep_what_came_before():
+    """The Jacobian of z_150 in z_1 is about the identity."""
+    torch.manual_seed(0)
+    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32).double()
+    projection = encoder(features(1, 150))
+    noise = torch.randn(150, 1, 1, LATENT_DIM).double()
+
+    def last(z: Tensor) -> Tensor:
+        z = z.view(1, 1, -1)
+        for t in range(1, 150):
+            z = encoder.step(z, projection[t], noise[t], float64(0.01))
+        return z.flatten()
+
+    jacobian = torch.autograd.functional.jacobian(last, float64(0.3, -1.0))
+    torch.testing.assert_close(jacobian, torch.eye(2).double(), atol=0.5, rtol=0)

@@ -1,0 +1,383 @@
+"""The state-space model as a whole: gaps, layouts, its bound and its forecasts."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal, Normal
+
+from darts_ddssm.ssm.context import History
+from darts_ddssm.ssm.state_space import StateSpaceModel, Window
+from tests.helpers import assert_mean, assert_same_mean, randomised
+
+each_model = pytest.mark.parametrize(
+    "transition, order",
+    [("diffusion", 1), ("diffusion", None), ("gaussian", 2), ("gaussian", None)],
+)
+
+NUM_COMPONENTS, LATENT_DIM, INPUT_SIZE, PAST_SIZE = 2, 3, 1, 2
+
+
+def model_of(transition: str, order: int | None) -> StateSpaceModel:
+    torch.manual_seed(0)
+    model = StateSpaceModel(
+        num_components=NUM_COMPONENTS,
+        num_parameters=2,
+        input_size=INPUT_SIZE,
+        past_size=PAST_SIZE,
+        latent_dim=LATENT_DIM,
+        transition_order=order,
+        transition=transition,
+        hidden_size=8,
+        reach=4,
+    )
+    return randomised(model).eval()
+
+
+def window_of(num_series: int = 2, num_steps: int = 6) -> Window:
+    """Series that differ more and more, with gaps."""
+    torch.manual_seed(1)
+    level = 3.0 * torch.arange(num_series).view(-1, 1, 1)
+
+    def values(size: int) -> Tensor:
+        return (level + torch.randn(num_series, num_steps, size)).double()
+
+    x = values(NUM_COMPONENTS)
+    observed = (torch.rand(x.shape) > 0.3).double()
+    u, past = values(INPUT_SIZE), values(PAST_SIZE)
+    return Window(x, observed, u, past, weight=torch.ones_like(x))
+
+
+def series_of(window: Window, i: int) -> Window:
+    return Window(*(x[i : i + 1] for x in window))
+
+
+def future_inputs(num_series: int = 2, num_steps: int = 4) -> Tensor:
+    torch.manual_seed(2)
+    return torch.randn(num_series, num_steps, INPUT_SIZE + PAST_SIZE).double()
+
+
+@torch.no_grad()
+def forecast(
+    model: StateSpaceModel,
+    window: Window,
+    inputs: Tensor,
+    num_samples: int,
+    mean: bool = False,
+) -> tuple[History, Tensor]:
+    """Histories of S * B paths and the paths that follow, (S, B, n, D)."""
+    history = model.posterior(
+        model.encode(window), window, num_samples, num_solver_steps=4, mean=mean
+    )
+    path = model.roll_out(
+        history, inputs.repeat(num_samples, 1, 1), num_solver_steps=4, mean=mean
+    )
+    return history, path.unflatten(0, (num_samples, len(inputs)))
+
+
+# --- gaps -----------------------------------------------------------------------------
+
+
+@each_model
+def test_values_in_gaps_never_matter(transition, order):
+    model, window = model_of(transition, order), window_of()
+
+    def elbo(x: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(3)
+        return model.elbo(window._replace(x=x))
+
+    expected = elbo(window.x)
+    gaps = window.observed == 0
+    elsewhere = elbo(window.x.masked_fill(gaps, 1e6))
+    torch.testing.assert_close(elsewhere, expected, rtol=0, atol=0)
+    # a value that is observed does matter, to both
+    observed = elbo(window.x.masked_fill(~gaps, 1.0))
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(observed, expected, strict=True))
+
+
+def test_a_gap_is_not_a_value_of_zero():
+    model, window = model_of("gaussian", 1), window_of()
+    zeros = window._replace(x=torch.zeros_like(window.x))
+    seen = zeros._replace(observed=torch.ones_like(window.x))
+    assert (model.encode(zeros) - model.encode(seen)).abs().max() > 1e-3
+
+
+def first_steps(window: Window, num_steps: int) -> Window:
+    return Window(*(x[:, :num_steps] for x in window))
+
+
+@each_model
+def test_where_nothing_is_observed_the_transition_takes_over(transition, order):
+    """In the first series at the last two steps, in the second nowhere."""
+    model, window = model_of(transition, order), window_of()
+    observed = torch.ones_like(window.observed)
+    observed[0, 4:] = 0.0
+    window = window._replace(observed=observed)
+    projection = model.encode(window)
+    arguments = dict(num_samples=1, num_solver_steps=4, mean=True)
+    drawn = model.posterior(projection, window, **arguments).previous
+    before = model.posterior(projection[:4], first_steps(window, 4), **arguments)
+    path = model.roll_out(before, window.transition_inputs[:, 4:], 4, mean=True)
+    torch.testing.assert_close(drawn[0], path[0, -1])
+    full = window._replace(observed=torch.ones_like(observed))
+    encoded = model.posterior(projection, full, **arguments).previous
+    torch.testing.assert_close(drawn[1], encoded[1])
+    assert (encoded[0] - path[0, -1]).abs().max() > 1e-3
+
+
+@each_model
+def test_divergence_ends_with_the_observations(transition, order):
+    """Not at a gap before them."""
+    model, window = model_of(transition, order), window_of()
+    observed = torch.ones_like(window.observed)
+    observed[0, 4:] = 0.0
+    observed[1, 2:5] = 0.0
+    _, kl = model.elbo(window._replace(observed=observed))
+    assert (kl[0, 4:] == 0).all() and (kl[0, :4] != 0).all() and (kl[1] != 0).all()
+
+
+# --- layouts --------------------------------------------------------------------------
+
+
+@each_model
+def test_forecast_rows_go_sample_by_sample(transition, order):
+    model, window, u = model_of(transition, order), window_of(), future_inputs()
+    history, path = forecast(model, window, u, num_samples=5, mean=True)
+    assert all(len(x) == 5 * 2 for x in history)
+    assert history.previous.shape == (5 * 2, LATENT_DIM)
+    assert path.shape == (5, 2, 4, LATENT_DIM)
+
+    last = history.previous.unflatten(0, (5, 2))
+    # every sample of a series is the same mean, and the series are far apart
+    torch.testing.assert_close(last, last[:1].expand_as(last))
+    torch.testing.assert_close(path, path[:1].expand_as(path))
+    assert (last[:, 0] - last[:, 1]).abs().max() > 0.1
+
+
+@each_model
+def test_mean_forecast_does_not_depend_on_the_other_series(transition, order):
+    model, window, u = model_of(transition, order), window_of(), future_inputs()
+    history, path = forecast(model, window, u, num_samples=3, mean=True)
+    last = history.previous.unflatten(0, (3, 2))
+    for i in range(2):
+        alone = forecast(model, series_of(window, i), u[i : i + 1], 1, mean=True)
+        torch.testing.assert_close(last[:1, i], alone[0].previous)
+        torch.testing.assert_close(path[:1, i], alone[1][:, 0])
+
+
+@each_model
+def test_sampled_forecast_does_not_depend_on_the_other_series(transition, order):
+    model, window, u = model_of(transition, order), window_of(), future_inputs()
+    history, path = forecast(model, window, u, num_samples=4000)
+    last = history.previous.unflatten(0, (4000, 2))
+    for i in range(2):
+        alone = forecast(model, series_of(window, i), u[i : i + 1], 4000)
+        for drawn, expected in [
+            (last[:, i], alone[0].previous),
+            (path[:, i], alone[1][:, 0]),
+        ]:
+            assert_same_mean(drawn, expected)
+            centre = expected.mean(0)
+            assert_same_mean((drawn - centre).square(), (expected - centre).square())
+
+
+@each_model
+def test_posterior_ends_where_the_paths_of_the_bound_do(transition, order):
+    """Step by step, many samples at once, and by the fused path: one distribution."""
+    model, window = model_of(transition, order), series_of(window_of(), 1)
+    copies = Window(*(x.repeat(4000, 1, 1) for x in window))
+    with torch.no_grad():
+        z, _, _ = model.encoder.path(
+            model.encode(copies), model.transition.min_std(window.x.shape[1])
+        )
+        last = model.posterior(
+            model.encode(window), window, 4000, num_solver_steps=4
+        ).previous
+    assert_same_mean(last, z[:, -1])
+    centre = z[:, -1].mean(0)
+    assert_same_mean((last - centre).square(), (z[:, -1] - centre).square())
+
+
+# --- types and sizes ------------------------------------------------------------------
+
+
+@each_model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_steps", [1, 6])
+def test_any_type_and_length(transition, order, dtype, num_steps):
+    model = model_of(transition, order).to(dtype).train()
+    window = Window(*(x.to(dtype) for x in window_of(num_steps=num_steps)))
+    parameters, kl = model.elbo(window)
+    assert parameters.shape == (2, num_steps, NUM_COMPONENTS, 2)
+    assert kl.shape == (2, num_steps)
+    (parameters.square().sum() + kl.sum()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            # what is for later steps alone: one step has no use for it
+            assert num_steps == 1, name
+        else:
+            assert parameter.grad.isfinite().all(), name
+    _, path = forecast(model, window, future_inputs().to(dtype), num_samples=3)
+    assert parameters.dtype == kl.dtype == path.dtype == dtype
+    assert path.isfinite().all()
+
+
+# --- the bound ------------------------------------------------------------------------
+
+SLOPE, STD, NOISE_STD, LENGTH = 0.8, 0.6, 0.3, 10
+
+
+def exact_marginal() -> MultivariateNormal:
+    """x_t = z_t + noise of a stationary z_t = SLOPE z_{t-1} + STD w_t."""
+    t = torch.arange(LENGTH).double()
+    variance = STD**2 / (1 - SLOPE**2)
+    covariance = variance * SLOPE ** (t - t[:, None]).abs()
+    covariance += NOISE_STD**2 * torch.eye(LENGTH)
+    return MultivariateNormal(torch.zeros(LENGTH).double(), covariance)
+
+
+def bound(model: StateSpaceModel, x: Tensor) -> Tensor:
+    """Estimates of the evidence bound of each of the series, (B, T) -> (B,)."""
+    x = x.unsqueeze(-1)
+    ones, none = torch.ones_like(x), x[..., :0]
+    parameters, kl = model.elbo(Window(x, ones, none, none, weight=ones))
+    mean, raw_std = parameters.unbind(-1)
+    std = torch.nn.functional.softplus(raw_std)
+    return (Normal(mean, std).log_prob(x).sum(-1) - kl).sum(-1)
+
+
+@pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
+def test_trained_bound_is_just_under_the_exact_log_likelihood(transition):
+    torch.manual_seed(0)
+    exact = exact_marginal()
+    model = StateSpaceModel(
+        num_components=1,
+        num_parameters=2,
+        input_size=0,
+        past_size=0,
+        latent_dim=1,
+        transition_order=1,
+        transition=transition,
+        hidden_size=16,
+        reach=4,
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=300)
+    for _ in range(300):
+        loss = -bound(model, exact.sample((64,)).float()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay.step()
+
+    model.double().eval()
+    x = exact.sample((4000,))
+    with torch.no_grad():
+        off = (bound(model, x) - exact.log_prob(x)) / LENGTH
+    # between 0.1 nats a value under it and 0, beyond the error
+    assert_mean(off, -0.05, allowance=0.05)
+
+
+# --- practice -------------------------------------------------------------------------
+
+
+@each_model
+def test_practice_teaches_the_encoder_alone(transition, order):
+    """The other networks learn from the other rows, and from them as ever."""
+    model, window = model_of(transition, order), window_of(num_series=5)
+
+    def gradients(window: Window, num_practice: int) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        model.zero_grad()
+        raw, kl = model.elbo(window, num_practice)
+        (raw[:2].square().sum() + kl[:2].sum()).backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    for name, gradient in gradients(window, num_practice=2).items():
+        learns = name.startswith("encoder")
+        assert (gradient is not None and gradient.any()) == learns, name
+    for name, gradient in gradients(window, num_practice=0).items():
+        assert gradient is not None and gradient.any(), name
+
+
+def test_practice_does_not_change_the_bound():
+    model, window = model_of("gaussian", 2), window_of(num_series=5)
+    bounds = []
+    for num_practice in (0, 2, 5):
+        torch.manual_seed(3)
+        bounds.append(model.elbo(window, num_practice))
+    for raw, kl in bounds[1:]:
+        torch.testing.assert_close(raw, bounds[0][0])
+        torch.testing.assert_close(kl, bounds[0][1])
+
+
+# --- states ---------------------------------------------------------------------------
+
+
+@each_model
+@torch.no_grad()
+def test_states_after_the_last_observation_are_a_forecast(transition, order):
+    """Given the whole window, one series of which ends before it."""
+    model, window = model_of(transition, order), window_of(num_series=2)
+    observed = torch.ones_like(window.observed)
+    observed[0, 4:] = 0.0
+    window = window._replace(observed=observed)
+    torch.manual_seed(3)
+    z = model.smooth(window, 2000, num_solver_steps=4).unflatten(0, (2000, 2))
+    # the first series, as far as it goes, and rolled on
+    known = Window(*(x[:1, :4] for x in window))
+    history = model.posterior(model.encode(known), known, 2000, num_solver_steps=4)
+    inputs = window.transition_inputs[:1, 4:].repeat(2000, 1, 1)
+    ahead = model.roll_out(history, inputs, num_solver_steps=4)
+    # what the encoder is told of missing steps bends the known ones a little
+    spread = ahead.std(0)
+    assert ((z[:, 0, 4:].mean(0) - ahead.mean(0)).abs() < 0.5 * spread).all()
+    torch.testing.assert_close(z[:, 0, 4:].std(0), spread, rtol=0.3, atol=0)
+    # the other series ends in q
+    torch.manual_seed(3)
+    encoded, _ = model.encoded_paths(window, 2000)
+    assert torch.equal(z[:, 1], encoded.unflatten(0, (2000, 2))[:, 1])
+    assert not torch.equal(z[:, 0], encoded.unflatten(0, (2000, 2))[:, 0])
+
+
+# --- likelihood -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
+def test_importance_weights_against_a_grid(transition):
+    """The likelihood of a short series by the forward recursion on a grid of states."""
+    torch.manual_seed(0)
+    model = StateSpaceModel(1, 1, 0, 0, 1, 1, transition, hidden_size=8, reach=4)
+    model = randomised(model).eval().requires_grad_(False)
+    model.transition.squared_scale.copy_(torch.tensor([1.0, 0.5]))
+    x = torch.tensor([0.3, -0.5, 1.0, 0.2]).double().view(1, -1, 1)
+    none = x[..., :0]
+    window = Window(x, torch.ones_like(x), none, none, torch.ones_like(x))
+
+    def emission(z: Tensor, u: Tensor, x: Tensor) -> Tensor:
+        # a narrow Gaussian about what the decoder says
+        return Normal(model.decoder(z, u)[..., 0, 0], 0.5).log_prob(x[..., 0])
+
+    grid = torch.linspace(-6, 6, 401).double()
+    pairs = torch.cartesian_prod(grid, grid).unsqueeze(-1)
+    log_p = model.transition.log_prob(pairs, pairs[..., :0]).view(401, 401, 2)
+    log_move, log_first = log_p[..., 1], log_p[:, 0, 0]
+    points = grid.view(-1, 1, 1)
+    log_weight, log_cell = log_first, (grid[1] - grid[0]).log()
+    for t in range(4):
+        seen = emission(points, points[..., :0], x[:, t : t + 1])[:, 0]
+        log_weight = log_weight + seen
+        if t < 3:
+            moved = log_weight.unsqueeze(1) + log_move
+            log_weight = moved.logsumexp(0) + log_cell
+    exact = log_weight.logsumexp(0) + log_cell
+
+    z, log_q = model.encoded_paths(window, 20_000)
+    log_p = model.transition.log_prob(z, z[..., :0])
+    log_weights = (emission(z, z[..., :0], x) + log_p - log_q).sum(1)
+    weights = (log_weights - exact).exp()
+    error = (weights.mean() - 1) / (weights.std() / len(weights) ** 0.5)
+    assert error.abs() < 4
+    # many samples know the number well, one does not
+    assert weights.std() / len(weights) ** 0.5 < 0.05
+    assert weights.std() > 0.05

@@ -1,0 +1,263 @@
+"""The transitions: their divergence, the scale they track and what they learn."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from darts_ddssm.ssm.context import History, MarkovContext, RecurrentContext
+from darts_ddssm.ssm.transition import (
+    DiffusionTransition,
+    GaussianTransition,
+    Transition,
+)
+from tests.helpers import assert_mean, assert_same_mean, float64, randomised
+
+BOTH = [DiffusionTransition, GaussianTransition]
+
+# Of the linear system that the transitions learn.
+SLOPE, STD = 0.6, 0.5
+
+
+def transition_of(
+    kind: type, latent_dim: int = 1, order: int | None = 1, hidden_size: int = 16
+) -> Transition:
+    """Without inputs."""
+    torch.manual_seed(0)
+    if order is None:
+        context = RecurrentContext(latent_dim, 0, hidden_size, reach=4)
+    else:
+        context = MarkovContext(latent_dim, 0, hidden_size, order=order)
+    return kind(context, hidden_size).double()
+
+
+def no_inputs(z: Tensor) -> Tensor:
+    return z[..., :0]
+
+
+def posterior(num_rows: int, num_steps: int, latent_dim: int = 1) -> tuple[Tensor, ...]:
+    """A path with moments of q that go with it."""
+    shape = (num_rows, num_steps, latent_dim)
+    mean = torch.randn(shape).double().cumsum(1)
+    std = 0.2 + torch.rand(shape).double()
+    return mean + std * torch.randn_like(std), mean, std
+
+
+def history_of(transition: Transition, z: Tensor) -> History:
+    """Histories that end with the latents of z (N, D), the first of their paths."""
+    context = transition.context
+    return context.append(context.start(len(z), z), z, no_inputs(z))
+
+
+def train(transition: Transition, paths: Callable[[], Tensor], steps: int) -> None:
+    """Fit to paths that are known but for a tiny std, by Adam with a falling rate."""
+    optimizer = torch.optim.Adam(transition.parameters(), lr=1e-2)
+    decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+    transition.train()
+    for _ in range(steps):
+        z = paths()
+        kl = transition.kl(z, z, torch.full_like(z, 0.02), no_inputs(z))
+        optimizer.zero_grad()
+        kl.mean().backward()
+        optimizer.step()
+        decay.step()
+    transition.eval()
+
+
+def autoregression(num_rows: int, num_steps: int) -> Tensor:
+    """Paths of z_t = 0.2 + SLOPE z_{t-1} + STD w_t from z_1 = 0.5 + STD w_1."""
+    noise = STD * torch.randn(num_steps, num_rows, 1).double()
+    z = [0.5 + noise[0]]
+    for noise_t in noise[1:]:
+        z.append(0.2 + SLOPE * z[-1] + noise_t)
+    return torch.stack(z, dim=1)
+
+
+# --- the divergence -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, 3, None])
+def test_gaussian_divergence_is_the_closed_form_of_its_moments(order):
+    transition = randomised(transition_of(GaussianTransition, 3, order))
+    transition.squared_scale.copy_(float64(0.5, 2.0))
+    transition.eval()
+    z, mean, std = posterior(5, 4, latent_dim=3)
+
+    started = (torch.arange(4) > 0).double().view(1, 4, 1).expand(5, -1, -1)
+    context = transition.context(z, no_inputs(z))
+    mean_p, std_p = transition.moments(context, transition.scale(started))
+    mean_p[:, 1:] += z[:, :-1]  # persistence
+    terms = (std_p / std).log() + (std**2 + (mean - mean_p) ** 2) / (2 * std_p**2) - 0.5
+
+    kl = transition.kl(z, mean, std, no_inputs(z))
+    torch.testing.assert_close(kl, terms.sum(-1))
+
+
+def test_estimate_is_unbiased_in_every_layout():
+    """Windows in one batch, each in a call of its own, each step a row of its own."""
+    transition = randomised(transition_of(DiffusionTransition, 2))
+    window = posterior(1, 3, latent_dim=2)
+    # Each step after the first depends on one latent alone: two-step windows hold it.
+    rows = [torch.cat([x[:, :2], x[:, 1:]]) for x in window]
+
+    @torch.no_grad()
+    def estimates(parts: list[Tensor], num_copies: int) -> Tensor:
+        z, mean, std = (x.repeat(num_copies, 1, 1) for x in parts)
+        return transition.kl(z, mean, std, no_inputs(z)).unflatten(0, (num_copies, -1))
+
+    # In training, where not all rows of a large batch need be noised. The scale is that
+    # of the window from the first call on, however many copies are seen.
+    training = estimates(window, 20_000)[:, 0]
+    calls = torch.cat([estimates(window, 1)[0] for _ in range(500)])
+    transition.eval()
+    batch = estimates(window, 5000)[:, 0]
+    assert_same_mean(batch, training)
+    assert_same_mean(batch, calls)
+    assert_same_mean(batch[:, 1:], estimates(rows, 5000)[:, :, 1])
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_divergence_is_that_of_the_change_since_the_last_latent(kind):
+    """Where the context is blind to the latents, a shift of all of them is unseen."""
+    transition = randomised(transition_of(kind, 2)).eval()
+    for parameter in transition.context.parameters():
+        torch.nn.init.zeros_(parameter)
+    z, mean, std = posterior(4, 5, latent_dim=2)
+
+    def kl(shift: float) -> Tensor:
+        torch.manual_seed(0)
+        return transition.kl(z + shift, mean + shift, std, no_inputs(z))
+
+    torch.testing.assert_close(kl(7.0)[:, 1:], kl(0.0)[:, 1:])
+    # the first step has no latent before it
+    assert ((kl(7.0) - kl(0.0))[:, 0].abs() > 1e-3).all()
+
+
+# --- the scale ------------------------------------------------------------------------
+
+
+def scales(transition: Transition) -> Tensor:
+    """Of the first step and of all others."""
+    return transition.scale(float64(0.0, 1.0))
+
+
+def squared_scales(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """E[v] + E[(mu - mu_p)^2] of the first step and of all others."""
+    change = mean - torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], dim=1)
+    parts = [(change[:, :1], std[:, :1]), (change[:, 1:], std[:, 1:])]
+    return torch.stack([c.square().mean() + s.square().mean() for c, s in parts])
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_scale_is_tracked_in_training(kind):
+    transition = transition_of(kind).train()
+    torch.manual_seed(1)
+    one, other = posterior(50, 6), posterior(50, 6)
+    transition.kl(*one, no_inputs(one[0]))
+    torch.testing.assert_close(scales(transition) ** 2, squared_scales(*one))
+    transition.kl(*other, no_inputs(one[0]))
+    torch.testing.assert_close(
+        scales(transition) ** 2, (squared_scales(*one) + squared_scales(*other)) / 2
+    )
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_scale_follows_a_change(kind):
+    transition = transition_of(kind).train()
+    torch.manual_seed(1)
+    z, mean, std = posterior(20, 6)
+    for _ in range(5):
+        transition.kl(10 * z, 10 * mean, 10 * std, no_inputs(z))
+    for _ in range(1000):
+        transition.update_scale(mean - torch.cat([0 * z[:, :1], z[:, :-1]], 1), std)
+    torch.testing.assert_close(
+        scales(transition) ** 2, squared_scales(z, mean, std), rtol=1e-3, atol=0
+    )
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_scale_is_fixed_in_evaluation(kind):
+    transition = transition_of(kind).eval()
+    before = scales(transition)
+    z, mean, std = posterior(5, 4)
+    transition.kl(z, mean, std, no_inputs(z))
+    torch.testing.assert_close(scales(transition), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_one_step_windows_leave_the_scale_of_other_steps(kind):
+    transition = transition_of(kind).train()
+    before = scales(transition)
+    z, mean, std = posterior(50, 1)
+    transition.kl(z, mean, std, no_inputs(z))
+    after = scales(transition)
+    torch.testing.assert_close(after[0] ** 2, (mean**2).mean() + (std**2).mean())
+    torch.testing.assert_close(after[1], before[1])
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_scale_is_saved_with_the_weights(kind):
+    trained, fresh = transition_of(kind).train(), transition_of(kind).train()
+    one, other = posterior(50, 6), posterior(50, 6)
+    trained.kl(*one, no_inputs(one[0]))
+    assert (scales(fresh) != scales(trained)).all()
+    fresh.load_state_dict(trained.state_dict())
+    # also how many values went into it: the next one counts as much in both
+    for transition in (trained, fresh):
+        transition.kl(*other, no_inputs(one[0]))
+    torch.testing.assert_close(scales(fresh), scales(trained), rtol=0, atol=0)
+
+
+# --- what it learns -------------------------------------------------------------------
+
+
+def test_gaussian_transition_learns_a_linear_system():
+    """As least squares on the same data does."""
+    transition = transition_of(GaussianTransition)
+    z = autoregression(256, 16)
+    train(transition, lambda: z, steps=300)
+
+    before, after = z[:, :-1].reshape(-1, 1), z[:, 1:].reshape(-1, 1)
+    design = torch.cat([torch.ones_like(before), before], dim=-1)
+    fitted = design @ torch.linalg.lstsq(design, after).solution
+    residual = (after - fitted).std()
+
+    history = history_of(transition, before)
+    with torch.no_grad():
+        mean = transition.mean(history, no_inputs(before))
+        draws = transition.sample(history, no_inputs(before), num_solver_steps=1)
+    # A line has 2 of 3840 degrees of freedom and a perceptron tens: 0.1 of the residual
+    # is the error of 38 of them.
+    assert (mean - fitted).square().mean().sqrt() < 0.1 * residual
+    slope = torch.linalg.lstsq(design, mean).solution[1]
+    assert slope.item() == pytest.approx(SLOPE, abs=0.1)
+    # a fit of the std to within a twentieth, and the draws about it
+    variance = residual.square()
+    assert_mean((draws - mean).square(), variance, allowance=0.1 * variance.item())
+
+
+@pytest.fixture(scope="module")
+def trained_diffusion() -> Transition:
+    transition = transition_of(DiffusionTransition, hidden_size=32)
+    train(transition, lambda: autoregression(256, 4), steps=400)
+    return transition
+
+
+@pytest.mark.parametrize("last", [None, 0.0, 0.5, 1.0])
+def test_diffusion_transition_learns_a_linear_system(trained_diffusion, last):
+    """Draws and the mean have the moments of the system, after few updates."""
+    torch.manual_seed(1)
+    transition, num_rows = trained_diffusion, 10_000
+    z = torch.full((num_rows, 1), last or 0.0).double()
+    history = history_of(transition, z)
+    if last is None:
+        history = transition.context.start(num_rows, z)
+    with torch.no_grad():
+        mean = transition.mean(history, no_inputs(z))[0]
+        draws = transition.sample(history, no_inputs(z), num_solver_steps=16)
+    # what so short a training leaves: a quarter of the std, a third of the variance
+    expected = 0.5 if last is None else 0.2 + SLOPE * last
+    assert mean.item() == pytest.approx(expected, abs=STD / 4)
+    assert_mean(draws, mean, allowance=STD / 4)
+    assert_mean((draws - draws.mean()).square(), STD**2, allowance=STD**2 / 3)

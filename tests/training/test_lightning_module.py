@@ -1,0 +1,278 @@
+"""The Lightning module in training: clipping, failure, metrics, precision, processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
+from darts.utils.serialization import safe_globals
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
+
+from darts_ddssm import DDSSMModel
+from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.window import training_window
+from tests.helpers import TRAINER, noisy_sine
+
+
+def test_gradient_is_clipped_by_default(tiny):
+    norms = []
+
+    class Norm(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(grads).item())
+
+    series = 100 * noisy_sine()
+    tiny({"callbacks": [Norm()]}).fit(series)
+    assert max(norms) > 1.0
+    norms.clear()
+
+    class ClippedNorm(Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            if grads:
+                norms.append(torch.nn.utils.get_total_norm(grads).item())
+
+    tiny({"callbacks": [ClippedNorm()]}).fit(series)
+    assert max(norms) <= 1.0 + 1e-4
+    norms.clear()
+    tiny({"callbacks": [ClippedNorm()], "gradient_clip_val": 0}).fit(series)
+    assert max(norms) > 1.0
+
+
+class Break(Callback):
+    """Spoil the weights in the third epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            pl_module.ssm.decoder.bypass.weight.data.fill_(torch.nan)
+
+
+def test_loss_that_becomes_non_finite_stops_training(tiny, tmp_path):
+    """The checkpoint saved before the failure still loads and forecasts."""
+    arguments = dict(save_checkpoints=True, work_dir=str(tmp_path), model_name="m")
+    model = tiny({"callbacks": [Break()]}, n_epochs=5, **arguments)
+    series = noisy_sine()
+    with pytest.raises(RuntimeError, match="non-finite .* smaller learning rate"):
+        model.fit(series, val_series=series)
+    with safe_globals([Break]):
+        loaded = DDSSMModel.load_from_checkpoint("m", str(tmp_path), best=False)
+    assert np.isfinite(loaded.predict(3, series).values()).all()
+
+
+def test_early_stopping_waits_for_the_validation_loss(tiny):
+    stopping = EarlyStopping("val_loss", min_delta=1000.0, patience=1)
+    model = tiny({"callbacks": [stopping]}, n_epochs=5)
+    model.fit(noisy_sine(), val_series=noisy_sine(seed=1))
+    assert model.epochs_trained == 2
+    assert np.isfinite(model.predict(3).values()).all()
+
+
+# --- metrics --------------------------------------------------------------------------
+
+
+class Pairs(Metric):
+    """Record the forecasts and the targets that a metric is given."""
+
+    # darts makes copies of a metric, which share this
+    seen = []
+
+    def update(self, preds, target):
+        self.seen.append((preds.clone(), target.clone()))
+
+    def compute(self):
+        return torch.tensor(0.0)
+
+
+class Clear(Callback):
+    """Keep what the last validation gives."""
+
+    def on_validation_start(self, *args):
+        Pairs.seen.clear()
+
+
+def test_metrics_of_training_and_validation(tiny):
+    series, val_series = noisy_sine(), noisy_sine(seed=1)
+    logged = []
+    for metrics in (MeanAbsoluteError(), MetricCollection([MeanAbsoluteError(), Pairs()])):
+        model = tiny({"callbacks": [Clear()]}, torch_metrics=metrics)
+        model.fit(series, val_series=val_series)
+        logged.append(model.trainer.callback_metrics)
+    # what a metric draws does not depend on how many there are
+    for name in ("train_MeanAbsoluteError", "val_MeanAbsoluteError"):
+        assert logged[0][name] == logged[1][name] > 0
+    preds, target = (torch.cat(x) for x in zip(*Pairs.seen, strict=True))
+    assert preds.shape == target.shape == (63 * 6, 1)
+    error = (preds - target).abs().mean()
+    torch.testing.assert_close(logged[1]["val_MeanAbsoluteError"], error)
+
+
+def test_metrics_see_forecasts_from_the_input_chunk_alone(tiny):
+    """Another output chunk gives other errors of the same forecast."""
+    one = noisy_sine(18, num_components=2, seed=1)
+    values = one.values(copy=True)
+    values[12:] += 100
+    values[14, 0] = np.nan
+    other = one.with_values(values)
+    seen = []
+    for val_series in (one, other):
+        metrics = MetricCollection([Pairs(), MeanAbsoluteError()])
+        model = tiny({"callbacks": [Clear()]}, torch_metrics=metrics)
+        model.fit(noisy_sine(num_components=2), val_series=val_series)
+        (pair,) = Pairs.seen
+        seen.append(pair)
+    (preds, target), (other_preds, other_target) = seen
+    # the step with the missing value is left out
+    rows = [0, 1, 3, 4, 5]
+    torch.testing.assert_close(other_preds, preds[rows], rtol=0, atol=0)
+    torch.testing.assert_close(other_target, target[rows] + 100)
+    error = model.trainer.callback_metrics["val_MeanAbsoluteError"]
+    torch.testing.assert_close(error, (other_preds - other_target).abs().mean())
+
+
+# --- precision ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_precision_of_training(tiny, precision):
+    """The forecast follows the sine in the precision of the weights."""
+    dtype = np.float64 if precision == "64-true" else np.float32
+    series, future = (noisy_sine(92).astype(dtype)[i] for i in (slice(80), slice(80, 92)))
+    trainer = {"precision": precision}
+    model = tiny(trainer, n_epochs=30, optimizer_kwargs={"lr": 1e-2}).fit(series)
+    assert all(
+        p.numpy().dtype == dtype for p in map(torch.detach, model.model.parameters())
+    )
+    forecast = model.predict(12, num_samples=100)
+    assert forecast.dtype == dtype
+    median = forecast.quantile(0.5).values()[:, 0]
+    assert np.corrcoef(median, future.values()[:, 0])[0, 1] > 0.8
+
+
+# --- gaps -----------------------------------------------------------------------------
+
+
+def test_a_gap_says_nothing(tiny):
+    """Windows whose gaps hold different values give one loss."""
+    target = torch.randn(4, 12, 2)
+    target[:, 5:8] = torch.nan
+    batch = TorchTrainingBatch(past_target=target, future_target=torch.randn(4, 6, 2))
+    window = training_window(batch, gap=0)
+    assert torch.isfinite(window.x).all()
+    module = tiny().fit(noisy_sine(num_components=2)).model.eval()
+    losses = []
+    for value in (0.0, 1e6):
+        x = torch.where(window.observed > 0, window.x, value)
+        torch.manual_seed(0)
+        losses.append(module.negative_elbo(window._replace(x=x), kl_weight=1.0))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("share, rows", [(0, 0), (0.25, 4), (0.75, 12)])
+def test_gaps_are_practised_on_a_share_of_each_batch(tiny, monkeypatch, share, rows):
+    practised = []
+
+    def spy(model, window, num_practice=0):
+        if model.training:
+            practised.append((num_practice, int((window.observed == 0).any((1, 2)).sum())))
+        return elbo(model, window, num_practice)
+
+    elbo = StateSpaceModel.elbo
+    monkeypatch.setattr(StateSpaceModel, "elbo", spy)
+    # 63 windows: three batches of 16 and one of 15
+    tiny(n_epochs=1, batch_size=16, gap_practice=share).fit(noisy_sine())
+    told, hidden = zip(*practised, strict=True)
+    assert told == (rows,) * 3 + (int(share * 15),)
+    # a row may be lucky and lose nothing
+    assert 0.5 * sum(told) <= sum(hidden) <= sum(told)
+
+
+# --- several processes ----------------------------------------------------------------
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+from tests.helpers import TRAINER, noisy_sine
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from darts_ddssm import DDSSMModel
+
+folder = sys.argv[1]
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+class Record(Callback):
+    def __init__(self):
+        self.batches, self.states = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append(batch.past_target)
+        self.states.append(state(pl_module))
+
+
+record = Record()
+model = DDSSMModel(
+    12,
+    6,
+    latent_dim=2,
+    hidden_size=8,
+    n_epochs=2,
+    batch_size=8,
+    random_state=0,
+    optimizer_kwargs={"lr": 0.05},
+    pl_trainer_kwargs=TRAINER
+    | {"devices": 2, "strategy": "ddp", "callbacks": [record]},
+)
+model.fit(noisy_sine(), val_series=noisy_sine(seed=1))
+rank = model.trainer.global_rank
+# each process a file of its own; the first one alone writes the weights
+model.save(f"{folder}/model{rank}.pt", clean=True)
+record.states.append(state(model.model))
+torch.save((record.batches, record.states), f"{folder}/record{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path):
+    """They see different windows and hold the same weights and scales all the time."""
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    # of this package, installed or not, and of its tests
+    root = str(Path(__file__).parents[2])
+    process = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": root},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    records = [torch.load(tmp_path / f"record{i}.pt") for i in range(2)]
+    batches, states = zip(*records, strict=True)
+    # 63 windows, 64 with one twice: four updates an epoch, and then the average
+    assert [len(x) for x in batches] == [8, 8] and [len(x) for x in states] == [9, 9]
+    for one, other in zip(*batches, strict=True):
+        assert not torch.equal(one, other)
+    for one, other in zip(*states, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    scales = [state["ssm.transition.squared_scale"] for state in states[0][:-1]]
+    assert len(torch.stack(scales).unique(dim=0)) == 8
+    settings = TRAINER | {"enable_checkpointing": False}
+    path = str(tmp_path / "model0.pt")
+    loaded = DDSSMModel.load(path, pl_trainer_kwargs=settings)
+    average = states[0][-1]
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, average[name])
+    name = "ssm.decoder.bypass.weight"
+    assert not torch.equal(average[name], states[0][-2][name])
+    forecast = loaded.predict(4, noisy_sine(), num_samples=3)
+    assert np.isfinite(forecast.all_values()).all()

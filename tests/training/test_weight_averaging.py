@@ -1,0 +1,133 @@
+"""The average of the weights: what is validated, saved, resumed and in which precision."""
+
+import numpy as np
+import pytest
+import torch
+from darts import TimeSeries
+from darts.utils.serialization import safe_globals
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from darts_ddssm import DDSSMModel
+from tests.helpers import LARGE_STEP, TRAINER, ahead, changed, kept, noisy_sine, same, state
+
+
+class Validated(Callback):
+    """Record the loss and the weights of each validation."""
+
+    def __init__(self):
+        self.losses, self.weights = [], []
+
+    def on_validation_batch_end(self, trainer, pl_module, *args):
+        state = {k: v.clone() for k, v in pl_module.state_dict().items()}
+        self.weights.append(state)
+
+    def on_validation_end(self, trainer, pl_module):
+        self.losses.append(trainer.callback_metrics["val_loss"].item())
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_checkpoint_holds_the_weights_that_were_validated(tiny, tmp_path, weights_only):
+    record = Validated()
+    checkpoint = ModelCheckpoint(
+        tmp_path, monitor="val_loss", save_weights_only=weights_only
+    )
+    trainer = {
+        "callbacks": [record, checkpoint],
+        "enable_checkpointing": True,
+        "num_sanity_val_steps": 0,
+    }
+    model = tiny(trainer, n_epochs=5, optimizer_kwargs={"lr": 0.05})
+    # one window, far from the others: the surer a model is, the worse it does
+    model.fit(noisy_sine(), val_series=10 * noisy_sine(18, seed=5))
+    best = int(np.argmin(record.losses))
+    assert checkpoint.best_model_score == record.losses[best]
+    saved = torch.load(checkpoint.best_model_path, weights_only=False)["state_dict"]
+    assert saved.keys() == record.weights[best].keys()
+    for name, value in saved.items():
+        assert torch.equal(value, record.weights[best][name])
+    # which are not those of the end
+    name = "ssm.decoder.bypass.weight"
+    assert len(record.losses) == 5 and best < 4
+    assert not torch.equal(saved[name], model.model.state_dict()[name])
+
+
+def test_custom_trainer_trains_as_our_own_does(tiny):
+    """It averages and clips too, and it may be used to forecast."""
+    series = 100 * noisy_sine()
+    arguments = dict(optimizer_kwargs={"lr": 0.05})
+    own = tiny(**arguments).fit(series)
+    settings = TRAINER | {"enable_checkpointing": False}
+    custom = tiny(**arguments).fit(series, trainer=Trainer(**settings, max_epochs=2))
+    assert custom.epochs_trained == 2
+    trainer = Trainer(**settings)
+    forecast = custom.predict(4, num_samples=3, random_state=1, trainer=trainer)
+    assert same(forecast, own.predict(4, num_samples=3, random_state=1))
+
+
+def test_average_is_as_precise_as_the_weights(tiny):
+    series = noisy_sine().astype(np.float64)
+    weight = tiny().fit(series).model.ssm.decoder.bypass.weight
+    assert not torch.equal(weight, weight.float().double())
+
+
+def test_averaged_weights_whichever_way_they_are_loaded(tiny, tmp_path):
+    arguments = dict(n_epochs=4, optimizer_kwargs=LARGE_STEP)
+    model = tiny(**kept(tmp_path), **arguments).fit(noisy_sine())
+    saved = str(tmp_path / "model.pt")
+    model.save(saved)
+    (path,) = (tmp_path / "m" / "checkpoints").glob("last-*")
+    checkpoint = torch.load(path, weights_only=False)
+    average, running = checkpoint["state_dict"], checkpoint["current_model_state"]
+    # the buffers are not averaged, and each parameter is
+    parameters = {name for name, _ in model.model.named_parameters()}
+    assert changed(average, running) == parameters
+    weights, weights_of_checkpoint = tiny(**arguments), tiny(**arguments)
+    weights.load_weights(saved)
+    weights_of_checkpoint.load_weights_from_checkpoint("m", str(tmp_path), best=False)
+    for loaded in (
+        model,
+        DDSSMModel.load(saved),
+        DDSSMModel.load_from_checkpoint("m", str(tmp_path), best=False),
+        weights,
+        weights_of_checkpoint,
+    ):
+        assert not changed(average, state(loaded))
+
+
+def in_order(model: DDSSMModel, series: TimeSeries) -> DDSSMModel:
+    """Fit to the windows of a series one after the other."""
+    return model.fit(series, dataloader_kwargs={"shuffle": False})
+
+
+class Seeded(Callback):
+    """Let the noise of an update depend on its number alone."""
+
+    def on_train_batch_start(self, trainer, pl_module, *args):
+        torch.manual_seed(trainer.global_step)
+
+
+class Interrupted(Seeded):
+    """Stop after the third epoch."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch == 2
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_resumed_training_ends_where_one_go_does(tiny, tmp_path, precision):
+    """So the running weights, Adam's moments, the schedule and the scales survive."""
+    dtype = np.float64 if precision == "64-true" else np.float32
+    series = noisy_sine().astype(dtype)
+    arguments = kept(tmp_path) | {"n_epochs": 6, "optimizer_kwargs": LARGE_STEP}
+    at_one_go = tiny({"callbacks": [Seeded()]}, **(arguments | {"model_name": "one"}))
+    in_order(at_one_go, series)
+    stopped = in_order(tiny({"callbacks": [Interrupted()]}, **arguments), series)
+    assert stopped.epochs_trained == 3
+    assert changed(state(at_one_go), state(stopped))
+    with safe_globals([Interrupted]):
+        resumed = DDSSMModel.load_from_checkpoint("m", str(tmp_path), best=False)
+        in_order(resumed, series)
+    assert resumed.epochs_trained == 6
+    assert not changed(state(at_one_go), state(resumed))
+    assert same(ahead(at_one_go), ahead(resumed))
