@@ -1,0 +1,338 @@
+"""
+Whole series and their covariates: what is accepted, refused, remembered and encoded.
+
+One function prepares the series of all questions. Its rules are tested by smoothing; that
+the other questions ask it too, by one test a question.
+"""
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+from darts import TimeSeries
+from darts.utils.timeseries_generation import datetime_attribute_timeseries
+
+from darts_ddssm import DDSSMModel
+from tests.helpers import (
+    COVARIATES,
+    GAPS,
+    KINDS,
+    QUESTIONS,
+    SERIES,
+    WINDOW,
+    ask,
+    covariate,
+    fitted,
+    model_of,
+    noisy_sine,
+    same,
+    static,
+    tiny_model,
+    values,
+    with_gaps,
+)
+
+PAST, FUTURE = COVARIATES.values()
+questions = pytest.mark.parametrize("question", QUESTIONS)
+
+# What needs no series.
+SCRATCH = {
+    "simulate": lambda model, **kw: model.simulate(4, **kw),
+    "sample_transition": lambda model, **kw: model.sample_transition([0, 0], **kw),
+}
+each_call = pytest.mark.parametrize("call", SCRATCH)
+
+
+def refused(match: str):
+    return pytest.raises(ValueError, match=match)
+
+
+def method_of(question: str) -> str:
+    return "infer_latents" if question.endswith("ing") else question
+
+
+# --- one series, many, or that of training --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, question",
+    [
+        *((kind, "smoothing") for kind in KINDS),
+        *(("everything", question) for question in QUESTIONS if question != "smoothing"),
+    ],
+)
+def test_training_series_and_its_covariates_are_remembered(kind, question):
+    model, (series, covariates, _) = model_of(kind), KINDS[kind]
+    given = values(ask(question, model, series, **covariates))
+    np.testing.assert_array_equal(values(ask(question, model)), given)
+
+
+@cache
+def several() -> DDSSMModel:
+    return tiny_model(n_epochs=1).fit([SERIES, noisy_sine(seed=1)])
+
+
+@questions
+def test_training_series_is_needed_after_fitting_several(question):
+    with refused(f"`series` must be given to `{method_of(question)}"):
+        ask(question, several())
+    assert np.isfinite(values(ask(question, several(), SERIES))).all()
+
+
+@pytest.mark.parametrize(
+    "kind, question",
+    [
+        ("encoders", "smoothing"),
+        ("static", "smoothing"),
+        *(("covariates", question) for question in QUESTIONS),
+    ],
+)
+def test_one_series_or_many(kind, question):
+    """Of different lengths, in their order, as each by itself."""
+    model, (whole, covariates, _) = model_of(kind), KINDS[kind]
+    series = [whole[:30], whole[20:], whole[50:], whole[10:40]]
+    covariates = {name: [one] * 4 for name, one in covariates.items()}
+    together = ask(question, model, series, **covariates)
+    assert isinstance(together, list)
+    (single,) = ask(
+        question, model, series[:1], **{k: v[:1] for k, v in covariates.items()}
+    )
+    for i, one in enumerate(together):
+        alone = ask(question, model, series[i], **{k: v[i] for k, v in covariates.items()})
+        if question == "log_likelihood":
+            assert isinstance(one, float) and isinstance(alone, float)
+            assert isinstance(single, float)
+        else:
+            assert one.time_index.equals(series[i].time_index)
+            assert one.shape == alone.shape and one.components.equals(alone.components)
+
+
+@pytest.mark.parametrize("question", ["smoothing", "filtering"])
+def test_batch_size_and_progress_change_no_shapes(question, capsys):
+    series, model = [SERIES[:30], SERIES[:30], SERIES[:20]], fitted()
+    shape = values(ask(question, model, series)).shape
+    for batch_size in (1, 2, 1000):
+        answer = ask(question, model, series, batch_size=batch_size)
+        assert values(answer).shape == shape
+    assert "Predicting" not in "".join(capsys.readouterr())
+    ask(question, model, series, verbose=True)
+    assert "Predicting" in "".join(capsys.readouterr())
+
+
+# --- what is refused of a series ------------------------------------------------------
+
+
+def test_model_must_be_fitted(tiny):
+    model = tiny()
+    message = "The model must be fitted before calling `{}"
+    for question in QUESTIONS:
+        for args in ((SERIES,), ()):
+            with refused(message.format(method_of(question))):
+                ask(question, model, *args)
+    for name, call in SCRATCH.items():
+        with refused(message.format(name)):
+            call(model)
+
+
+BAD_SERIES = {
+    "short": (SERIES[:11], "`series` must have at least `input_chunk_length`, 12, steps"),
+    "stochastic": (
+        TimeSeries.from_values(np.zeros((30, 1, 2), np.float32)),
+        "`series` must have one sample, got 2",
+    ),
+    "components": (noisy_sine(num_components=2), "`series` must have equal number of"),
+    "infinite": (SERIES.with_values(np.full((80, 1), np.inf)), "`series` must be finite"),
+    "missing": (with_gaps(SERIES, slice(None)), "`series` must have observed values"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SERIES)
+def test_bad_series_are_refused(what):
+    """Alone and in a list."""
+    series, message = BAD_SERIES[what]
+    for given in (series, [SERIES, series]):
+        with refused(message):
+            ask("smoothing", fitted(), given)
+
+
+def test_static_covariates_are_needed():
+    with refused("trained with `static_covariates`"):
+        ask("smoothing", model_of("static"), noisy_sine(num_components=2))
+
+
+def normalised(shift: int = 0) -> DDSSMModel:
+    return fitted(use_reversible_instance_norm=True, output_chunk_shift=shift)
+
+
+def test_instance_norm_has_no_density_and_no_simulation():
+    for call in (lambda m: m.log_likelihood(SERIES[:12]), lambda m: m.simulate(3)):
+        with refused("must be called on a model without `use_reversible_instance_norm`"):
+            call(normalised())
+    assert normalised().sample_transition([0, 0], num_samples=3).shape == (3, 2)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("question", ["smoothing", "impute"])
+def test_instance_norm_takes_a_window(question, shift):
+    model, length = normalised(shift), WINDOW + shift
+    series = GAPS[35:]
+    answer = ask(question, model, series[:length])
+    assert len(answer) == length and np.isfinite(answer.all_values()).all()
+    with refused(f"`series` must have at most {length} steps, one training window"):
+        ask(question, model, [series[:length], series[: length + 1]])
+
+
+def test_instance_norm_filters_windows():
+    """Each state has its own window, so that the series may be long."""
+    states = ask("filtering", normalised(), GAPS)
+    assert len(states) == 80 and np.isfinite(states.all_values()).all()
+
+
+# --- what is refused of covariates ----------------------------------------------------
+
+HOURS = TimeSeries.from_times_and_values(
+    pd.date_range(SERIES.start_time(), periods=80 * 24, freq="h"),
+    np.zeros((80 * 24, 1), np.float32),
+)
+BAD_COVARIATES = {
+    "no past": ({"past_covariates": None}, "trained with `past_covariates`"),
+    "no future": ({"future_covariates": None}, "trained with `future_covariates`"),
+    "past starts late": (
+        {"past_covariates": PAST[1:]},
+        "`past_covariates` must cover `series` from",
+    ),
+    "future starts late": (
+        {"future_covariates": FUTURE[1:]},
+        "`future_covariates` must cover `series` from",
+    ),
+    "future ends early": (
+        {"future_covariates": FUTURE[:79]},
+        "`future_covariates` must cover `series` from",
+    ),
+    "frequency": (
+        {"future_covariates": HOURS},
+        "`future_covariates` must have the frequency of `series`",
+    ),
+    "index": (
+        {"future_covariates": TimeSeries.from_values(FUTURE.values())},
+        "`future_covariates` must have the frequency of `series`",
+    ),
+    "components": ({"past_covariates": covariate(80)}, "`past_covariates` must have equal"),
+    "infinite": (
+        {"future_covariates": FUTURE * np.inf},
+        "`future_covariates` must be finite or NaN",
+    ),
+    "number": (
+        {"past_covariates": [PAST, PAST]},
+        "`past_covariates` must have one series for each",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_COVARIATES)
+def test_bad_covariates_are_refused(what):
+    bad, message = BAD_COVARIATES[what]
+    with refused(message):
+        ask("smoothing", model_of("covariates"), SERIES, **(COVARIATES | bad))
+
+
+@pytest.mark.parametrize("name", COVARIATES)
+def test_superfluous_covariates_are_refused(name):
+    with refused(f"trained without `{name}`"):
+        ask("smoothing", fitted(), SERIES, **{name: COVARIATES[name]})
+    for call in SCRATCH.values():
+        with refused(f"trained without `{name}`"):
+            call(fitted(), **{name: COVARIATES[name]})
+
+
+@questions
+def test_every_question_checks_what_it_is_given(question):
+    """The series, and the covariates, in whose message the question has its name."""
+    with refused("`series` must have at least `input_chunk_length`, 12, steps"):
+        ask(question, fitted(), SERIES[:11])
+    late = COVARIATES | {"future_covariates": FUTURE[1:]}
+    with refused(rf"`future_covariates` must cover .* in `{method_of(question)}\(\)`"):
+        ask(question, model_of("covariates"), SERIES, **late)
+
+
+@questions
+def test_past_covariates_may_end_early(question):
+    given = COVARIATES | {"past_covariates": PAST[:30]}
+    short, whole = (
+        values(ask(question, model_of("covariates"), SERIES, **x))
+        for x in (given, COVARIATES)
+    )
+    assert np.isfinite(short).all()
+    # the encoder is not told of them, the likelihood is
+    if question == "log_likelihood":
+        assert short != whole
+
+
+@each_call
+def test_bad_covariates_of_no_series_are_refused(call):
+    model = model_of("covariates")
+    for given, message in (
+        ({"future_covariates": FUTURE[:1]}, "`future_covariates` must cover `series`"),
+        ({"future_covariates": HOURS}, "`future_covariates` must have the frequency"),
+        ({"future_covariates": FUTURE * np.inf}, "`future_covariates` must be finite"),
+        ({"future_covariates": PAST}, "`future_covariates` must have equal number"),
+        (
+            {"future_covariates": FUTURE[:80], "past_covariates": FUTURE[:80]},
+            "`past_covariates` must have equal number",
+        ),
+    ):
+        with refused(message):
+            SCRATCH[call](model, **given)
+    with refused("`static_covariates` must have equal number of components"):
+        SCRATCH[call](model_of("static"), static_covariates=static(1.0))
+    with refused("`static_covariates` must be finite or NaN"):
+        SCRATCH[call](model_of("static"), static_covariates=static(np.inf, 2.0))
+
+
+def test_covariates_of_training_are_needed_in_simulations():
+    with refused("trained with `future_covariates`"):
+        model_of("covariates").simulate(4)
+
+
+# --- encoders -------------------------------------------------------------------------
+
+
+@cache
+def explicit() -> tuple[DDSSMModel, dict[str, TimeSeries]]:
+    """Return a model of covariates that those of `CALENDAR` are, and these."""
+    times = noisy_sine(100).time_index
+    covariates = {
+        f"{kind}_covariates": datetime_attribute_timeseries(times, name, dtype=np.float32)
+        for kind, name in (("past", "month"), ("future", "dayofweek"))
+    }
+    return tiny_model(n_epochs=1).fit(SERIES, **covariates), covariates
+
+
+@pytest.mark.parametrize(
+    "question, part",
+    [
+        *(("smoothing", part) for part in (slice(0, 80), slice(0, 12))),
+        *((question, slice(33, 70)) for question in QUESTIONS),
+    ],
+)
+def test_encoders_give_what_explicit_covariates_give(question, part):
+    model, covariates = explicit()
+    given = ask(question, model, SERIES[part], **covariates)
+    encoded = ask(question, model_of("encoders"), SERIES[part])
+    np.testing.assert_array_equal(values(given), values(encoded))
+
+
+@pytest.mark.parametrize("n", [5, 12, 40])
+def test_encoders_of_simulations(n):
+    model, covariates = explicit()
+    common = {"num_samples": 2, "random_state": 0}
+    given = model.simulate(n, **covariates, **common)
+    assert same(given, model_of("encoders").simulate(n, **common))
+
+
+@each_call
+def test_past_covariates_beside_encoders_are_optional(call):
+    """Unknown where they are not given, as without encoders."""
+    drawn = SCRATCH[call](model_of("everything"), future_covariates=FUTURE)
+    assert np.isfinite(values(drawn)).all()
