@@ -112,6 +112,13 @@ def test_past_covariates_that_end_with_the_series_suffice(tiny):
 
 # --- effects --------------------------------------------------------------------------
 
+# What acts within a few steps is learned from short windows.
+SHORT = {
+    "input_chunk_length": 4,
+    "output_chunk_length": 2,
+    "optimizer_kwargs": {"lr": 1e-2},
+}
+
 
 @pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
 def test_forecast_follows_a_future_covariate(tiny, transition):
@@ -121,7 +128,7 @@ def test_forecast_follows_a_future_covariate(tiny, transition):
     known = TimeSeries.from_values(level)
     noise = 0.1 * rng.standard_normal((180, 1)).astype(np.float32)
     series = TimeSeries.from_values(level[:180] + noise)
-    model = tiny(transition=transition, n_epochs=30, optimizer_kwargs={"lr": 1e-2})
+    model = tiny(**SHORT, transition=transition, n_epochs=30, batch_size=32)
     model.fit(series, future_covariates=known)
     forecast = model.predict(20, num_samples=100).quantile(0.5).values()
     assert np.corrcoef(forecast[:, 0], level[180:, 0])[0, 1] > 0.9
@@ -133,7 +140,7 @@ def test_forecast_follows_a_past_covariate(tiny, order):
     known = signs(300)
     values = np.roll(known, 1, axis=0) + noise(300)
     series, past = TimeSeries.from_values(values), TimeSeries.from_values(known)
-    model = tiny(transition_order=order, n_epochs=30, optimizer_kwargs={"lr": 1e-2})
+    model = tiny(**SHORT, transition_order=order, n_epochs=30, batch_size=32)
     model.fit(series[:240], past_covariates=past[:240])
     forecasts = model.historical_forecasts(
         series,
@@ -157,7 +164,8 @@ def test_forecast_follows_a_past_covariate_with_a_delay(tiny):
     known = signs(500)
     values = np.roll(known, 3, axis=0) + noise(500)
     series, past = TimeSeries.from_values(values), TimeSeries.from_values(known)
-    model = tiny(hidden_size=16, n_epochs=30, optimizer_kwargs={"lr": 1e-2})
+    chunks = {"input_chunk_length": 8, "output_chunk_length": 4}
+    model = tiny(**SHORT | chunks, hidden_size=16, n_epochs=30, batch_size=32)
     model.fit(series[:400], past_covariates=past[:400])
     forecasts = model.historical_forecasts(
         series,
@@ -184,6 +192,7 @@ def test_forecast_follows_a_static_covariate(tiny):
         input_chunk_length=1,
         output_chunk_length=2,
         hidden_size=16,
+        batch_size=32,
         n_epochs=60,
         optimizer_kwargs={"lr": 1e-2},
     ).fit(series)
@@ -211,10 +220,10 @@ def test_steps_of_the_shift_are_rolled_through(tiny):
     """A random walk is further away after a gap: its steps add up."""
     steps = np.random.default_rng(0).standard_normal((12, 60)).astype(np.float32)
     walks = [TimeSeries.from_values(x) for x in 0.2 * steps.cumsum(1)]
-    arguments = dict(transition_order=1, n_epochs=10, optimizer_kwargs={"lr": 1e-2})
+    arguments = dict(transition_order=1, n_epochs=20, batch_size=64)
     spreads = []
     for shift in (0, 12):
-        model = tiny(output_chunk_shift=shift, **arguments).fit(walks)
+        model = tiny(**SHORT, output_chunk_shift=shift, **arguments).fit(walks)
         forecast = model.predict(1, walks[0], num_samples=500)
         spreads.append(forecast.all_values().std())
     # in truth 13 ** 0.5 times as far

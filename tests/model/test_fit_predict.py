@@ -60,7 +60,9 @@ def test_samples_are_joint_paths(tiny):
     """A random walk's paths spread out while each moves in small steps."""
     steps = np.random.default_rng(0).standard_normal((12, 60)).astype(np.float32)
     walks = [TimeSeries.from_values(x) for x in 0.2 * steps.cumsum(1)]
-    model = tiny(transition_order=1, n_epochs=10, optimizer_kwargs={"lr": 1e-2})
+    model = tiny(
+        transition_order=1, batch_size=64, n_epochs=15, optimizer_kwargs={"lr": 1e-2}
+    )
     forecast = model.fit(walks).predict(12, walks[0], num_samples=200).all_values()
     path = forecast[:, 0]
     change = np.abs(np.diff(path, axis=0)).mean()

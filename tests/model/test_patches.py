@@ -170,7 +170,8 @@ def test_likelihood_of_a_normal_series(tiny):
     ]
     model = tiny(
         patch_length=3,
-        n_epochs=10,
+        batch_size=64,
+        n_epochs=20,
         use_reversible_instance_norm=False,
         likelihood=GaussianLikelihood(),
     ).fit(series[:16])

@@ -104,7 +104,13 @@ def test_prior_is_one_of_the_data(tiny, scale):
     sigma = 2.0 * scale
     likelihood = likelihoods.GaussianLikelihood(prior_sigma=sigma, prior_strength=100.0)
     series = (scale * noisy_sine()).astype(np.float32)
-    model = tiny(likelihood=likelihood, n_epochs=30, optimizer_kwargs={"lr": 1e-2})
+    model = tiny(
+        likelihood=likelihood,
+        transition="gaussian",
+        overshooting_weight=0,
+        n_epochs=30,
+        optimizer_kwargs={"lr": 1e-2},
+    )
     parameters = model.fit(series).predict(6, predict_likelihood_parameters=True)
     np.testing.assert_allclose(parameters["0_sigma"].values(), sigma, rtol=0.2)
 

@@ -358,9 +358,9 @@ def test_importance_weights_against_a_grid(transition):
         # a narrow Gaussian about what the decoder says
         return Normal(model.decoder(z, u)[..., 0, 0], 0.5).log_prob(x[..., 0])
 
-    grid = torch.linspace(-6, 6, 401).double()
+    grid = torch.linspace(-6, 6, 161).double()
     pairs = torch.cartesian_prod(grid, grid).unsqueeze(-1)
-    log_p = model.transition.log_prob(pairs, pairs[..., :0]).view(401, 401, 2)
+    log_p = model.transition.log_prob(pairs, pairs[..., :0]).view(161, 161, 2)
     log_move, log_first = log_p[..., 1], log_p[:, 0, 0]
     points = grid.view(-1, 1, 1)
     log_weight, log_cell = log_first, (grid[1] - grid[0]).log()

@@ -144,7 +144,7 @@ def test_precision_of_training(tiny, precision):
     dtype = np.float64 if precision == "64-true" else np.float32
     series, future = (noisy_sine(92).astype(dtype)[i] for i in (slice(80), slice(80, 92)))
     trainer = {"precision": precision}
-    model = tiny(trainer, n_epochs=30, optimizer_kwargs={"lr": 1e-2}).fit(series)
+    model = tiny(trainer, n_epochs=20, optimizer_kwargs={"lr": 2e-2}).fit(series)
     assert all(
         p.numpy().dtype == dtype for p in map(torch.detach, model.model.parameters())
     )

@@ -21,7 +21,7 @@ class KLWeights(Callback):
 
 def test_kl_weight_starts_low_and_ends_at_one(tiny):
     record = KLWeights()
-    model = tiny({"callbacks": [record]}, n_epochs=10, peak_kl_weight=3)
+    model = tiny({"callbacks": [record]}, n_epochs=6, peak_kl_weight=3)
     model.fit(noisy_sine())
     assert record.weights[0] == pytest.approx(0.05)
     assert max(record.weights) == 3.0
@@ -37,14 +37,14 @@ def test_schedule_counts_updates_and_not_batches(tiny, tmp_path):
     record = KLWeights()
     arguments = dict(save_checkpoints=True, work_dir=str(tmp_path), model_name="m")
     trainer = {"callbacks": [record], "accumulate_grad_batches": 2}
-    model = tiny(trainer, n_epochs=10, peak_kl_weight=3, **arguments).fit(noisy_sine())
+    model = tiny(trainer, n_epochs=6, peak_kl_weight=3, **arguments).fit(noisy_sine())
     # 63 windows in batches of 16
-    assert len(record.weights) == 10 * 4
-    assert model.trainer.global_step == 10 * 2
+    assert len(record.weights) == 6 * 4
+    assert model.trainer.global_step == 6 * 2
     assert max(record.weights) == 3.0 and record.weights[-1] == 1.0
     (path,) = (tmp_path / "m" / "checkpoints").glob("last-*")
     averaging = torch.load(path, weights_only=False)["averaging_state"]
-    assert averaging["n_averaged"] == 10 * 2
+    assert averaging["n_averaged"] == 6 * 2
 
 
 def test_schedule_ends_with_the_last_update_whatever_the_limit(tiny):
@@ -74,12 +74,12 @@ def test_schedule_rises_slowly_where_there_is_no_limit(tiny):
 
 def test_finished_training_is_extended(tiny, tmp_path):
     """The weight of the divergence has reached 1 and does not fall back."""
-    arguments = dict(n_epochs=10, peak_kl_weight=3.0)
+    arguments = dict(n_epochs=4, peak_kl_weight=3.0)
     tiny(**kept(tmp_path), **arguments).fit(noisy_sine())
     loaded = DDSSMModel.load_from_checkpoint("m", str(tmp_path), best=False)
     before = state(loaded)
-    loaded.fit(noisy_sine(), epochs=20)
-    assert loaded.epochs_trained == 20
+    loaded.fit(noisy_sine(), epochs=8)
+    assert loaded.epochs_trained == 8
     assert before["progress"] <= loaded.model.progress
     assert loaded.model.kl_weight == 1.0
     assert "ssm.decoder.bypass.weight" in changed(before, state(loaded))
