@@ -207,6 +207,40 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in one)
 
 
+# --- frames for sktime ----------------------------------------------------------------
+
+LENGTH = 40
+FH = [1, 2, 5]
+INDICES = {
+    "range": pd.RangeIndex(3, LENGTH + 3),
+    "integers": pd.Index(np.arange(LENGTH)),
+    "months": pd.period_range("2000-01", periods=LENGTH, freq="M"),
+    "month starts": pd.date_range("2000-01", periods=LENGTH, freq="MS"),
+    "month ends, no frequency": pd.DatetimeIndex(
+        pd.date_range("2000-01", periods=LENGTH, freq="ME"), freq=None
+    ),
+    "working days": pd.date_range("2000-01-03", periods=LENGTH, freq="B"),
+    "weeks": pd.date_range("2000-01-02", periods=LENGTH, freq="W"),
+    "hours, Berlin": pd.date_range(
+        "2000-03-25", periods=LENGTH, freq="h", tz="Europe/Berlin"
+    ),
+}
+INDEX = INDICES["months"]
+
+
+def sine(index: pd.Index = INDEX, columns=("a",), seed: int = 0) -> pd.DataFrame:
+    """Return noisy sines about 10, one a column."""
+    rng = np.random.default_rng(seed)
+    phase = np.arange(len(index))[:, None] / 12 + np.arange(len(columns)) / 4
+    values = 10 + np.sin(2 * np.pi * phase) + 0.1 * rng.standard_normal(phase.shape)
+    return pd.DataFrame(values, index=index, columns=list(columns))
+
+
+def panel(frames: dict) -> pd.DataFrame:
+    """Join frames of several series."""
+    return pd.concat(frames, names=["shop", "month"])
+
+
 # --- statistical checks ---------------------------------------------------------------
 
 # Standard errors that a Monte-Carlo mean may be off. With fixed seeds a test passes or

@@ -27,6 +27,7 @@ def model() -> DDSSMModel:
         output_chunk_length=8,
         latent_dim=2,
         transition_order=1,
+        overshooting_weight=0,
         batch_size=64,
         n_epochs=UPDATES,
         random_state=0,

@@ -309,6 +309,7 @@ def explicit() -> tuple[DDSSMModel, dict[str, TimeSeries]]:
     return tiny_model(n_epochs=1).fit(SERIES, **covariates), covariates
 
 
+@pytest.mark.darts_compat
 @pytest.mark.parametrize(
     "question, part",
     [

@@ -1,6 +1,6 @@
 """Forecasts over the past: historical forecasts and grid search."""
 
-import functools
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from darts.models import TiDEModel
 from darts.utils.likelihood_models.torch import LaplaceLikelihood
 
 from darts_ddssm import DDSSMModel
-from tests.helpers import TRAINER, covariate, noisy_sine, signs, with_gaps
+from tests.helpers import TRAINER, covariate, fitted, noisy_sine, signs, with_gaps
 
 NUM_SAMPLES = 300
 
@@ -29,8 +29,8 @@ def driven(length: int = 160, seed: int = 0) -> tuple[TimeSeries, dict[str, Time
     return target, {"past_covariates": past, "future_covariates": future}
 
 
-@functools.cache
-def fitted(shift: int = 0) -> DDSSMModel:
+@cache
+def trained(shift: int = 0) -> DDSSMModel:
     """Return one model of :func:`driven` for all tests; none of them changes it."""
     model = DDSSMModel(
         input_chunk_length=4,
@@ -67,12 +67,13 @@ def standard_errors(one: TimeSeries, other: TimeSeries) -> float:
 # --- optimised and plain --------------------------------------------------------------
 
 
+@pytest.mark.darts_compat
 @pytest.mark.parametrize("shift, horizon", [(0, 1), (0, 2), (0, 5), (2, 2)])
 def test_optimised_and_plain_forecasts_agree(shift, horizon):
     """With gaps, covariates, a long horizon, and a shift; they differ in their draws."""
     target, covariates = driven()
     one, other = (
-        fitted(shift).historical_forecasts(
+        trained(shift).historical_forecasts(
             target,
             **covariates,
             start=128,
@@ -96,10 +97,11 @@ def test_optimised_and_plain_forecasts_agree(shift, horizon):
     assert np.quantile(errors[~np.eye(len(errors), dtype=bool)], 0.9) > 10
 
 
+@pytest.mark.darts_compat
 def test_optimised_and_plain_last_points_agree():
     target, covariates = driven()
     one, other = (
-        fitted().historical_forecasts(
+        trained().historical_forecasts(
             target,
             **covariates,
             start=128,
@@ -119,10 +121,11 @@ def test_optimised_and_plain_last_points_agree():
     assert np.ptp(values) > 2
 
 
+@pytest.mark.darts_compat
 def test_optimised_and_plain_likelihood_parameters_agree():
     target, covariates = driven()
     one, other = (
-        fitted().historical_forecasts(
+        trained().historical_forecasts(
             target,
             **covariates,
             start=128,
@@ -145,13 +148,14 @@ def test_optimised_and_plain_likelihood_parameters_agree():
     assert np.ptp(mean) > 2
 
 
+@pytest.mark.darts_compat
 def test_optimised_and_plain_several_series_agree():
     """The forecasts of each series come back as its own."""
     pairs = [driven(length, seed) for length, seed in ((160, 0), (150, 7), (155, 9))]
     series = [target for target, _ in pairs]
     covariates = {name: [c[name] for _, c in pairs] for name in pairs[0][1]}
     one, other = (
-        fitted().historical_forecasts(
+        trained().historical_forecasts(
             series,
             **covariates,
             start=-6,
@@ -178,7 +182,7 @@ def test_optimised_and_plain_several_series_agree():
 def test_historical_forecast_is_the_forecast_from_there():
     """What comes after the start of a forecast does not change it."""
     target, covariates = driven()
-    (historical,) = fitted().historical_forecasts(
+    (historical,) = trained().historical_forecasts(
         target,
         **covariates,
         start=-2,
@@ -190,7 +194,7 @@ def test_historical_forecast_is_the_forecast_from_there():
     )
     values = target.values(copy=True)
     values[-2:] = 100.0
-    (changed,) = fitted().historical_forecasts(
+    (changed,) = trained().historical_forecasts(
         target.with_values(values),
         **covariates,
         start=-2,
@@ -200,14 +204,14 @@ def test_historical_forecast_is_the_forecast_from_there():
         last_points_only=False,
         num_samples=NUM_SAMPLES,
     )
-    forecast = fitted().predict(2, target[:-2], **covariates, num_samples=NUM_SAMPLES)
+    forecast = trained().predict(2, target[:-2], **covariates, num_samples=NUM_SAMPLES)
     assert times(forecast) == times(historical)
     assert standard_errors(forecast, historical) < 5
     assert standard_errors(changed, historical) < 5
 
 
 @pytest.mark.parametrize("enable", [True, False])
-def test_past_covariates_that_end_with_the_series_suffice(plain, tiny, enable):
+def test_past_covariates_that_end_with_the_series_suffice(tiny, enable):
     """As in ``predict()``, however long the horizon: nothing is fed back."""
     series, past = noisy_sine(), covariate(80)
     model = tiny(n_epochs=1).fit(series, past_covariates=past)
@@ -221,7 +225,9 @@ def test_past_covariates_that_end_with_the_series_suffice(plain, tiny, enable):
     forecasts = model.historical_forecasts(
         series, past_covariates=past, start=76, overlap_end=True, **arguments
     )
-    expected = plain().historical_forecasts(series, start=76, overlap_end=True, **arguments)
+    expected = fitted().historical_forecasts(
+        series, start=76, overlap_end=True, **arguments
+    )
     assert times(forecasts) == times(expected)
     assert forecasts[-1].start_time() == series.end_time() + series.freq
     (last,) = model.historical_forecasts(
@@ -249,26 +255,23 @@ OPTIONS = {
 }
 
 
+@cache
 def tide() -> TiDEModel:
-    return TiDEModel(12, 6, hidden_size=4, n_epochs=1, pl_trainer_kwargs=TRAINER)
-
-
-@pytest.fixture(scope="module")
-def oracle():
     """Return a fitted model of darts with the same chunks."""
-    return tide().fit(noisy_sine())
+    model = TiDEModel(12, 6, hidden_size=4, n_epochs=1, pl_trainer_kwargs=TRAINER)
+    return model.fit(noisy_sine())
 
 
+@pytest.mark.darts_compat
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("several", [False, True])
-def test_options_mean_what_they_mean_in_darts(tiny, oracle, name, several):
-    series = [noisy_sine(), noisy_sine(95, seed=1)] if several else noisy_sine()
-    model = tiny(n_epochs=1).fit(noisy_sine())
-    forecasts, expected = (
-        m.historical_forecasts(series, retrain=False, **OPTIONS[name])
-        for m in (model, oracle)
-    )
-    assert times(forecasts) == times(expected)
+def test_options_mean_what_they_mean_in_darts(name):
+    """For one series and for several."""
+    for series in (noisy_sine(), [noisy_sine(), noisy_sine(95, seed=1)]):
+        forecasts, expected = (
+            m.historical_forecasts(series, retrain=False, **OPTIONS[name])
+            for m in (fitted(), tide())
+        )
+        assert times(forecasts) == times(expected)
 
 
 def test_retraining_changes_the_forecast(tiny):
@@ -298,6 +301,7 @@ def test_likelihood_parameters_need_a_marginal(tiny):
             )
 
 
+@pytest.mark.darts_compat
 def test_transformers_are_fitted_on_each_fold(tiny):
     """By hand: scale the training set, fit, forecast, and scale back."""
     series, past = 200 + 50 * noisy_sine(), 30 * covariate(80)
@@ -348,6 +352,7 @@ def grid(learning_rates=(1e-5, 2e-2), **values) -> dict:
     return arguments | candidates | values
 
 
+@pytest.mark.darts_compat
 def test_gridsearch_on_a_validation_set():
     """The score is that of a forecast of 100 samples with a seed."""
     target, covariates = driven()
@@ -368,9 +373,9 @@ def test_gridsearch_on_a_validation_set():
 
 @pytest.mark.slow
 def test_gridsearch_gives_the_same_each_time():
-    """In other processes too."""
+    """In this process and in others."""
     target, covariates = driven()
-    (_, best, score), *others = (
+    (_, best, score), (_, same_best, same_score) = (
         DDSSMModel.gridsearch(
             grid(n_epochs=[1]),
             target[:120],
@@ -379,13 +384,13 @@ def test_gridsearch_gives_the_same_each_time():
             metric=mcrps,
             n_jobs=n_jobs,
         )
-        for n_jobs in (1, 1, 2)
+        for n_jobs in (1, 2)
     )
-    for _, same_best, same_score in others:
-        assert same_best == best
-        assert same_score == pytest.approx(score, rel=1e-4)
+    assert same_best == best
+    assert same_score == pytest.approx(score, rel=1e-4)
 
 
+@pytest.mark.darts_compat
 def test_gridsearch_by_expanding_windows():
     target, covariates = driven()
     target = target[:130]
@@ -425,6 +430,7 @@ def test_gridsearch_scores_points_by_the_median():
     assert scores[1] < scores[0]
 
 
+@pytest.mark.darts_compat
 def test_gridsearch_takes_the_options_of_darts():
     """Transformers, a share of the candidates, a seed; and the class that it is of."""
 

@@ -3,7 +3,6 @@
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from darts import TimeSeries
@@ -98,35 +97,6 @@ def test_more_solver_steps_after_training(tiny, tmp_path):
     assert same(many, loaded.predict(3, num_samples=4, random_state=0))
 
 
-@pytest.mark.parametrize("freq", ["h", "D", "W-SUN", "MS", 1, 3])
-def test_forecast_starts_one_step_after_the_series(tiny, freq):
-    values = noisy_sine().values()
-    if isinstance(freq, str):
-        times = pd.date_range("2020-02-02", periods=len(values), freq=freq)
-    else:
-        times = pd.RangeIndex(5, 5 + freq * len(values), freq)
-    series = TimeSeries.from_times_and_values(times, values)
-    forecast = tiny(n_epochs=1).fit(series).predict(8)
-    assert forecast.freq == series.freq
-    assert forecast.start_time() == series.end_time() + series.freq
-
-
-def test_forecast_keeps_what_is_known_of_the_series(tiny):
-    hierarchy = {"north": ["all"], "south": ["all"]}
-    series = TimeSeries.from_times_and_values(
-        pd.date_range("2020-01-01", periods=60),
-        noisy_sine(60, num_components=3).values(),
-        columns=["all", "north", "south"],
-        hierarchy=hierarchy,
-        static_covariates=pd.DataFrame({"a": [1.0, 2.0, 3.0]}),
-    )
-    forecast = tiny(n_epochs=1).fit(series).predict(3, num_samples=2)
-    assert forecast.components.tolist() == ["all", "north", "south"]
-    assert forecast.hierarchy == hierarchy
-    pd.testing.assert_frame_equal(forecast.static_covariates, series.static_covariates)
-    assert forecast.dtype == series.dtype
-
-
 def test_stochastic_series_are_inputs(tiny):
     rng = np.random.default_rng(0)
     values = rng.standard_normal((60, 1, 5)).astype(np.float32)
@@ -180,12 +150,6 @@ class Batches(Callback):
         self.sizes.append(len(batch.past_target))
 
 
-def test_number_of_epochs(tiny):
-    model = tiny(n_epochs=5)
-    model.fit(noisy_sine(), epochs=3)
-    assert model.epochs_trained == 3
-
-
 def test_refitting_continues(tiny):
     """A second fit starts from the weights of the first, with the same scale."""
     model = tiny(optimizer_kwargs={"lr": 1e-2}).fit(noisy_sine())
@@ -199,6 +163,7 @@ def test_refitting_continues(tiny):
         torch.testing.assert_close(before[name], after[name])
 
 
+@pytest.mark.darts_compat
 def test_which_windows_are_trained_on(tiny):
     def sizes(**kwargs) -> list[int]:
         batches = Batches()
@@ -211,6 +176,7 @@ def test_which_windows_are_trained_on(tiny):
     assert sizes(dataloader_kwargs={"batch_size": 20, "drop_last": True}) == [20] * 3
 
 
+@pytest.mark.darts_compat
 def test_datasets_in_place_of_series(tiny):
     series = noisy_sine()
     lengths = {"input_chunk_length": 12, "output_chunk_length": 6}
@@ -225,16 +191,10 @@ def test_datasets_in_place_of_series(tiny):
     assert same(forecast, expected)
 
 
-def test_jobs_do_not_change_the_forecast(tiny):
-    series = [noisy_sine(), noisy_sine(seed=1)]
-    model = tiny(n_epochs=1).fit(series)
-    one, two = (model.predict(3, series, random_state=0, n_jobs=n) for n in (1, 2))
-    assert all(map(same, one, two))
-
-
 # --- tuning ---------------------------------------------------------------------------
 
 
+@pytest.mark.darts_compat
 def test_learning_rate_finder(tiny, tmp_path):
     model = tiny({"default_root_dir": str(tmp_path)}, batch_size=4)
     finder = model.lr_find(noisy_sine(), num_training=30, early_stop_threshold=None)
@@ -244,6 +204,7 @@ def test_learning_rate_finder(tiny, tmp_path):
     model.fit(noisy_sine())
 
 
+@pytest.mark.darts_compat
 def test_batch_size_finder(tiny, tmp_path):
     model = tiny({"default_root_dir": str(tmp_path)})
     size = model.scale_batch_size(noisy_sine(), init_val=2, max_trials=2, max_val=8)
@@ -260,20 +221,10 @@ def test_batch_size_finder(tiny, tmp_path):
 
 def test_model_parameters_go_round(tiny):
     model = tiny(transition_order=2, peak_kl_weight=2.0)
-    again = DDSSMModel(**model.model_params)
-    assert again.model_params == model.model_params
+    for again in (DDSSMModel(**model.model_params), model.untrained_model()):
+        assert again.model_params == model.model_params and not again.model_created
     assert "transition_order=2" in repr(model)
     assert model.model_params["pl_trainer_kwargs"] == TRAINER
-
-
-def test_untrained_model_is_a_fresh_one(tiny):
-    model = tiny().fit(noisy_sine())
-    fresh = model.untrained_model()
-    assert fresh.model_params == model.model_params
-    assert not fresh.model_created
-    fresh.fit(noisy_sine())
-    # darts draws each model's seed anew where random_state says so
-    assert same(model.predict(3, random_state=1), fresh.predict(3, random_state=1))
 
 
 # --- cost -----------------------------------------------------------------------------

@@ -56,20 +56,6 @@ def test_weights_by_name(tiny, name):
     assert not same(forecasts[0], ahead(tiny().fit(series), series[0]))
 
 
-def test_wrong_weights(tiny):
-    series = noisy_sine(num_components=3)
-    weights = constant(series, 1.0)
-    for wrong, message in (
-        ("quadratic", "Invalid `sample_weight` value"),
-        ([weights] * 2, "same length"),
-        (constant(series, [1.0, 1.0]), "must either be `1` or match"),
-        (weights[:-10], "sample_weight"),
-    ):
-        for kind in ("sample_weight", "val_sample_weight"):
-            with pytest.raises(ValueError, match=message):
-                tiny().fit(series, val_series=series, **{kind: wrong})
-
-
 # --- effects --------------------------------------------------------------------------
 
 QUICK = {"transition": "gaussian", "n_epochs": 20, "optimizer_kwargs": {"lr": 2e-2}}

@@ -65,6 +65,7 @@ np.save(path + ".npy", forecast.all_values())
 """
 
 
+@pytest.mark.darts_compat
 @pytest.mark.slow
 def test_new_process_loads_once_this_package_is_imported(tiny, tmp_path):
     model = tiny().fit(noisy_sine())
@@ -113,6 +114,7 @@ def test_best_model_is_the_one_that_is_saved(tiny, tmp_path):
     assert same(ahead(model), ahead(DDSSMModel.load(path)))
 
 
+@pytest.mark.darts_compat
 def test_weights_loaded_into_a_fitted_model_are_saved(tiny, saved, tmp_path):
     model = tiny(optimizer_kwargs=LARGE_STEP).fit(noisy_sine(seed=1))
     model.load_weights(saved)
@@ -184,6 +186,7 @@ MISMATCHES = {
 }
 
 
+@pytest.mark.darts_compat
 def test_weights_into_another_architecture(tiny, saved):
     """The message names the argument."""
     for name, value in MISMATCHES.items():

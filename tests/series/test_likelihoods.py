@@ -52,6 +52,7 @@ def test_every_density_trains_and_samples_in_its_support(tiny, family):
     )
 
 
+@pytest.mark.darts_compat
 def test_all_densities_of_darts_are_tested():
     names = {n.removesuffix("Likelihood") for n in dir(likelihoods)}
     types = {t.name for t in likelihoods.LikelihoodType}

@@ -30,47 +30,7 @@ from sktime.utils.estimator_checks import check_estimator, parametrize_with_chec
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.sktime import DDSSMForecaster
-
-LENGTH = 40
-FH = [1, 2, 5]
-INDICES = {
-    "range": pd.RangeIndex(3, LENGTH + 3),
-    "integers": pd.Index(np.arange(LENGTH)),
-    "months": pd.period_range("2000-01", periods=LENGTH, freq="M"),
-    "month starts": pd.date_range("2000-01", periods=LENGTH, freq="MS"),
-    "month ends, no frequency": pd.DatetimeIndex(
-        pd.date_range("2000-01", periods=LENGTH, freq="ME"), freq=None
-    ),
-    "working days": pd.date_range("2000-01-03", periods=LENGTH, freq="B"),
-    "weeks": pd.date_range("2000-01-02", periods=LENGTH, freq="W"),
-    "hours, Berlin": pd.date_range(
-        "2000-03-25", periods=LENGTH, freq="h", tz="Europe/Berlin"
-    ),
-}
-INDEX = INDICES["months"]
-
-
-@pytest.fixture
-def forecaster():
-    """Return a maker of forecasters that train in a moment; arguments are overridden."""
-
-    def make(trainer: dict | None = None, **kwargs) -> DDSSMForecaster:
-        arguments = DDSSMForecaster.get_test_params()[0]
-        trainer = arguments.pop("pl_trainer_kwargs") | (trainer or {})
-        return DDSSMForecaster(**arguments | kwargs, pl_trainer_kwargs=trainer)
-
-    return make
-
-
-def sine(index: pd.Index = INDEX, columns=("a",), seed: int = 0) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    phase = np.arange(len(index))[:, None] / 12 + np.arange(len(columns)) / 4
-    values = 10 + np.sin(2 * np.pi * phase) + 0.1 * rng.standard_normal(phase.shape)
-    return pd.DataFrame(values, index=index, columns=list(columns))
-
-
-def panel(frames: dict) -> pd.DataFrame:
-    return pd.concat(frames, names=["shop", "month"])
+from tests.helpers import FH, INDEX, INDICES, LENGTH, panel, sine
 
 
 @pytest.mark.slow
@@ -177,31 +137,7 @@ def test_the_mean_of_a_series_in_its_own_container(forecaster):
     assert forecast.name == "a"
 
 
-# --- indices and missing values ---------------------------------------------------------
-
-
-@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
-@pytest.mark.parametrize("gaps", [False, True], ids=["complete", "gaps"])
-def test_any_index_and_rows_left_out(forecaster, index, gaps):
-    y = sine(index)
-    if gaps:
-        y.iloc[[7, 8, 20]] = np.nan
-    expected = forecaster().fit(y.set_axis(INDICES["range"])).predict(FH)
-    forecast = forecaster().fit(y.dropna()).predict(FH)
-    np.testing.assert_array_equal(forecast, expected)
-    if isinstance(index, pd.DatetimeIndex):
-        times = pd.date_range(index[-1], periods=6, freq=index.freq or "ME")[FH]
-    else:
-        times = index[-1] + np.array(FH)
-    assert forecast.index.to_list() == list(times)
-
-
-def test_absolute_horizons(forecaster):
-    one = forecaster().fit(sine())
-    times = pd.PeriodIndex(["2003-05", "2003-09"], freq="M")
-    forecast = one.predict(ForecastingHorizon(times, is_relative=False))
-    assert forecast.index.equals(times)
-    np.testing.assert_array_equal(forecast, one.predict([1, 5]))
+# --- short series, missing values, precision ----------------------------------------------
 
 
 def test_missing_values_are_not_refused_but_used(forecaster):
@@ -209,30 +145,6 @@ def test_missing_values_are_not_refused_but_used(forecaster):
     y.iloc[5:9, 0] = np.nan
     y.iloc[-3:, 1] = np.nan
     assert forecaster().fit(y).predict(FH).notna().all(axis=None)
-
-
-def test_in_sample_horizons_are_refused(forecaster):
-    one = forecaster().fit(sine())
-    with pytest.raises(NotImplementedError, match="in-sample"):
-        one.predict([0, 1])
-    with pytest.raises(NotImplementedError, match="in-sample"):
-        one.predict_interval([-1])
-
-
-def test_times_off_the_grid_are_refused(forecaster):
-    days = pd.date_range("2000-01-01", periods=LENGTH)
-    one = forecaster().fit(sine(days))
-    noon = pd.DatetimeIndex(["2000-02-10", "2000-02-11 12:00", "2000-02-12"])
-    with pytest.raises(ValueError, match="`fh` must be after the last time of each series"):
-        one.predict(ForecastingHorizon(noon, is_relative=False))
-    message = "The index of `y` must have a frequency, got dates from which none can be"
-    for irregular in (days[[0, 1]], days.delete(9).insert(9, days[9] + pd.Timedelta("1h"))):
-        with pytest.raises(ValueError, match=message):
-            forecaster().fit(sine(irregular))
-    periods = pd.PeriodIndex(["2000-01", "2000-03", "2000-04"], freq="2M")
-    message = "The index of `y` must be regular, got `2000-04`, which is no multiple of"
-    with pytest.raises(ValueError, match=message):
-        forecaster().fit(sine(periods))
 
 
 def test_series_shorter_than_a_window(forecaster):
