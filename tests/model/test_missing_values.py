@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from darts import TimeSeries
 from darts.metrics import mcrps
+from darts.utils.missing_values import fill_missing_values
 from torch.optim.lr_scheduler import OneCycleLR
 
 from tests.helpers import noisy_sine, with_gaps
@@ -38,8 +39,12 @@ def seasonal_with_gaps() -> tuple[list[TimeSeries], list[TimeSeries]]:
 
 @pytest.mark.slow
 def test_gaps_cost_little_accuracy(tiny):
-    """Within 30 % of the CRPS on the full series, where interpolation costs 100 %."""
+    """Within 30 % of the CRPS on the full series, where interpolation loses far more.
+
+    Of two seeds: 7 %, interpolation over 100 %.
+    """
     full, gaps = seasonal_with_gaps()
+    filled = [fill_missing_values(series, fill="auto") for series in gaps]
 
     def score(series: list[TimeSeries]) -> float:
         epochs = 18
@@ -74,4 +79,6 @@ def test_gaps_cost_little_accuracy(tiny):
         scores = [mcrps([x] * len(f), f) for x, f in zip(full, forecasts, strict=True)]
         return float(np.mean(scores))
 
-    assert score(gaps) < 1.3 * score(full)
+    missing = score(gaps)
+    assert missing < 1.3 * score(full)
+    assert missing < 0.7 * score(filled)

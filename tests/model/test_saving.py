@@ -254,9 +254,6 @@ def test_no_finetuning_leaves_the_model_as_it_is(tiny, saved):
 # --- old checkpoints ------------------------------------------------------------------
 # `python -m tests.model.test_saving` makes the files of this version anew.
 
-
-# `python tests/test_saving.py` makes the files of this version anew.
-
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "0.1.0"
 CHECKPOINT_ARGUMENTS = dict(
     input_chunk_length=8,
