@@ -1,5 +1,5 @@
 """
-The face to darts: :class:`DDSSMModel`.
+The darts model: :class:`DDSSMModel`.
 """
 
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from functools import wraps
 from typing import Any
 
 import numpy as np
-import torch
 from darts import TimeSeries
 from darts.logging import get_logger, raise_log
 from darts.models.forecasting.torch_forecasting_model import (
@@ -25,35 +24,39 @@ from darts.utils.likelihood_models.torch import (
     TorchLikelihood,
 )
 
-from darts_ddssm.checks import (
+from darts_ddssm.estimator.automatic import (
+    automatic_patch_length,
+    dataset_scale,
+    prefers_instance_scale,
+)
+from darts_ddssm.estimator.data_checks import check_data, window_length
+from darts_ddssm.estimator.latent_methods import LatentMethods
+from darts_ddssm.estimator.sequences import prolonged
+from darts_ddssm.series.likelihoods import family_of
+from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.training.lightning_module import _DDSSMModule, arguments_of
+from darts_ddssm.validation import (
     check,
+    check_choice,
     check_positive_integer,
     check_positive_number,
     check_share,
 )
-from darts_ddssm.density import in_support
-from darts_ddssm.latents import LatentStateModel
-from darts_ddssm.module import _DDSSMModule
-from darts_ddssm.scaling import LOCATION_SCALE_FAMILIES, max_input
-from darts_ddssm.ssm.patches import automatic_patch_length
-from darts_ddssm.whole_series import prolonged
 
 logger = get_logger(__name__)
-
-TRANSITIONS = ("diffusion", "gaussian")
 
 # Arguments that may differ from those of the weights that are loaded.
 FREE_PARAMS = (
     "num_solver_steps",
     "peak_kl_weight",
     "overshooting_weight",
-    "gap_practice",
+    "gap_augmentation",
 )
 
 
-class DDSSMModel(LatentStateModel):
-    # of models that were saved before there were patches
-    patch_length: int | None = 1
+class DDSSMModel(LatentMethods):
+    # The first step of the training series, blank: its components, frequency and type.
+    _example: TimeSeries | None = None
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class DDSSMModel(LatentStateModel):
         num_solver_steps: int = 12,
         peak_kl_weight: float = 1.0,
         overshooting_weight: float = 1.0,
-        gap_practice: float = 0.25,
+        gap_augmentation: float = 0.25,
         patch_length: int | None = None,
         likelihood: TorchLikelihood | None = None,
         use_static_covariates: bool = True,
@@ -78,22 +81,22 @@ class DDSSMModel(LatentStateModel):
 
         A state-space model explains a series by a latent state that moves from step to
         step. Here the density of the next state given the past ones is a diffusion
-        model, so that it can have several modes, be skewed or heavy-tailed, where the
-        usual deep state-space model has a Gaussian. The state is inferred by a
-        recurrent encoder; both are trained together by the evidence lower bound, with
-        the divergence to the diffusion model estimated by explicit score matching.
+        model, which can have several modes, be skewed or heavy-tailed. The usual deep
+        state-space model has a Gaussian in its place. A recurrent encoder infers the
+        state. All networks are trained together by the evidence lower bound (ELBO), with
+        the KL to the diffusion model estimated by explicit score matching.
 
         A forecast draws the present state from its posterior, moves it forward step by
-        step and emits an observation at each: each sample is one joint path over all
-        time steps and components. The model never reads its own forecasts, so a horizon
-        beyond ``output_chunk_length`` costs no accuracy by itself.
+        step and draws an observation at each. Each sample is one joint path over all
+        time steps and components. The model never reads its own forecasts, so that a
+        horizon beyond ``output_chunk_length`` costs no accuracy by itself.
 
         This model supports past, future and static covariates, univariate and
         multivariate, single and multiple series, probabilistic forecasts, and missing
         values: NaN in the target or in a covariate means "not observed".
 
-        Beyond forecasts it shows what lies beneath a series: :meth:`infer_latents`,
-        :meth:`log_likelihood`, :meth:`impute`, :meth:`simulate`,
+        Beside forecasts it has methods for the latent side: :meth:`infer_latents`,
+        :meth:`log_likelihood`, :meth:`impute`, :meth:`simulate` and
         :meth:`sample_transition`.
 
         The target needs no scaling: the model takes its mean and standard deviation from
@@ -109,7 +112,7 @@ class DDSSMModel(LatentStateModel):
             one sequence. ``predict()`` takes any horizon `n`.
         output_chunk_shift
             Optionally, the number of steps between the input chunk and the output
-            chunk. The latent state is rolled through them as through missing values.
+            chunk. The model treats them as missing values.
             As for all of darts' torch models, `n` is then limited to
             ``output_chunk_length``.
         latent_dim
@@ -123,35 +126,36 @@ class DDSSMModel(LatentStateModel):
         hidden_size
             Width of the hidden layers of all networks.
         num_solver_steps
-            Number of network evaluations that draw one time step of a forecast. More of
-            them follow the learned density more closely. May be changed after
+            Number of network evaluations that draw one latent state of a forecast. More
+            of them follow the learned density more closely. May be changed after
             training, by ``model.num_solver_steps = ...``.
         peak_kl_weight
-            Weight of the divergence in the training loss midway in training; it starts
-            low and is 1 at the end, which makes the loss the evidence bound. Above 1 it
-            favours a latent that follows its own dynamics over one that follows the
-            data, noise and all, which the bound itself hardly tells apart: try 2 where
-            the dynamics are sharp and the observations noisy.
+            Weight of the KL in the training loss midway in training. The weight starts
+            low and is 1 at the end, where the loss is the negative ELBO. Above 1 it
+            favours a latent that follows its own dynamics over one that copies the data
+            with their noise, a choice that the ELBO itself leaves nearly open. Try 2
+            where the dynamics are sharp and the observations noisy.
         overshooting_weight
-            Weight of a second term in the training loss, from 30 % of the updates on: the
-            CRPS, in standard deviations of the training set, of forecasts of the output
-            chunk of 16 windows of each batch. The bound alone trains single steps, whose
-            errors add up over a long horizon. ``0`` for the bound alone, which is faster;
-            no effect if the output chunk has one step, or with likelihoods other than the
-            Gaussian, Laplace and Gumbel ones.
-        gap_practice
-            Share of each training batch in which some values are hidden, from which the
-            encoder alone learns. It prepares the encoder for gaps even where the training
-            series have none, and costs some sharpness of the transition: try 0 where no
-            series has gaps and the dynamics have distinct modes.
+            Weight of the forecast loss, a second term of the training loss from 30 % of
+            the updates on: 16 windows of each batch are forecast from their input chunks,
+            and the term is the CRPS of these forecasts in normalised units. The ELBO alone
+            trains single steps, whose errors add up over a long horizon. ``0`` for the
+            ELBO alone, which is faster. It has no effect if the output chunk has one step,
+            or with likelihoods other than the Gaussian, Laplace and Gumbel ones.
+        gap_augmentation
+            Share of the windows of each training batch in which some values are masked at
+            random. From these windows the encoder alone learns. They prepare it for gaps
+            even where the training series have none, at the cost of some sharpness of the
+            transition. Try 0 where no series has gaps and the dynamics have distinct
+            modes.
         patch_length
-            Number of time steps that share one latent state. Long windows are then short
-            sequences of states, which trains and forecasts that much faster and carries
-            further; within such a patch observations are independent given its state, and
-            what is said of time steps of the state, as in ``transition_order`` or
-            :meth:`infer_latents`, holds for patches. ``1`` is a state at each step.
-            ``None`` leaves windows of up to 48 steps at that and cuts longer ones into
-            about 12 patches, none longer than the output chunk.
+            Number of time steps that share one latent state. A long window then has few
+            states, which makes training and forecasts faster and reaches further into the
+            past. Within such a patch, observations are independent given its state.
+            ``transition_order`` and :meth:`infer_latents` then count patches in place of
+            time steps. With ``1`` each step has a state. ``None`` means ``1`` for windows
+            of up to 48 steps, and about 12 patches for longer ones, none of them longer
+            than the output chunk.
         likelihood
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`
@@ -162,12 +166,12 @@ class DDSSMModel(LatentStateModel):
             any when the model is fitted.
         use_reversible_instance_norm
             Whether each window is normalised by the observed values of its input chunk,
-            a dictionary of arguments of darts' :class:`RINorm`, or ``None`` to have it
-            so where the training series drift: where, in their last third, the mean and
-            spread of the input chunk say more of the output chunk than those of the
-            first two thirds of the series do. It takes forecasts beyond the
-            range of the training set, but then :meth:`log_likelihood` and
-            :meth:`simulate` are not defined. For likelihoods with a location and a scale.
+            or a dictionary of arguments of darts' :class:`RINorm`. It takes forecasts
+            beyond the range of the training set, but leaves :meth:`log_likelihood` and
+            :meth:`simulate` undefined. It needs a likelihood with a location and a scale.
+            ``None`` switches it on where the training series drift, that is, where in
+            their last third the input chunk's mean and spread predict the output chunk
+            better than those of the first two thirds of the series.
         **kwargs
             Optional arguments of the Lightning module, the trainer, and darts'
             :class:`TorchForecastingModel`, such as ``batch_size``, ``n_epochs``,
@@ -178,15 +182,13 @@ class DDSSMModel(LatentStateModel):
             `TiDEModel <https://unit8co.github.io/darts/generated_api/darts.models.forecasting.tide_model.html>`__,
             except that
 
-            - ``loss_fn`` has no effect: the loss is the evidence bound;
+            - ``loss_fn`` has no effect: the loss is the negative ELBO;
             - the gradient's norm is clipped at 1 unless ``pl_trainer_kwargs`` has a
               ``gradient_clip_val`` (``0`` for no clipping);
             - validation, checkpoints and forecasts use an exponential average of the
-              weights;
-            - ``gridsearch()`` compares forecasts of many samples, where darts draws one;
-            - ``to_onnx()`` is not supported;
-            - ``roll_size`` and ``mc_dropout`` have no effect in ``predict()``: nothing is
-              fed back and there is no dropout.
+              weights.
+
+        The notes below name all that differs.
 
         Raises
         ------
@@ -196,12 +198,32 @@ class DDSSMModel(LatentStateModel):
 
         Notes
         -----
-        ``train_loss`` is the negative evidence bound in nats a value; the weight of its
-        divergence is 0.05 for the first 20 % of the updates and 1 from 40 % on.
-        ``val_loss`` is the mean CRPS of forecasts of the output chunk, in the scale in
-        which the model sees the target, beside ``val_negative_elbo``, with a weight of 1.
-        Where forecasts of several steps are not trained (see ``overshooting_weight``),
-        ``val_loss`` is the latter.
+        What differs from darts' other torch models:
+
+        - *Losses.* ``train_loss`` is the negative ELBO in nats per value of the data. The
+          weight of its KL is 0.05 for the first 20 % of the updates and 1 from 40 % on.
+          ``val_loss``, by which ``load_best=True`` and early stopping choose, is the mean
+          CRPS of forecasts of the output chunk in normalised units, and
+          ``val_negative_elbo`` is logged beside it: forecasts may long have become worse
+          while single steps still improve. Without a forecast loss (see
+          ``overshooting_weight``) ``val_loss`` is the negative ELBO, with a KL weight of 1.
+        - *Past covariates* are inputs of the transition to the next state, which
+          remembers earlier ones. They never have to reach beyond the end of the series,
+          whatever ``n``.
+        - ``predict_likelihood_parameters=True`` gives the parameters of the predictive
+          marginal over latent paths: mean and standard deviation for
+          ``GaussianLikelihood`` (of the logarithm for ``LogNormalLikelihood``), the
+          probability for ``BernoulliLikelihood``. It is an error for other families, whose
+          mixtures are not of the family.
+        - ``torch_metrics`` compare one sample of the forecast from the input chunk with the
+          output chunk.
+        - ``gridsearch()`` compares forecasts of ``num_samples=100`` samples with a fixed
+          seed, where darts draws one sample.
+        - ``to_onnx()`` is an error: darts' ONNX runner takes graphs without randomness.
+        - ``roll_size`` and ``mc_dropout`` have no effect in ``predict()``: nothing is fed
+          back and there is no dropout.
+        - To load a saved model in a new process, ``import darts_ddssm`` first. darts' safe
+          loader otherwise says that ``darts_ddssm.model.DDSSMModel`` is not allow-listed.
 
         References
         ----------
@@ -224,17 +246,15 @@ class DDSSMModel(LatentStateModel):
         >>> forecast.n_timesteps, forecast.n_samples
         (18, 50)
         """
-        for name, value in (
-            ("latent_dim", latent_dim),
-            ("hidden_size", hidden_size),
-            ("num_solver_steps", num_solver_steps),
-        ):
-            check_positive_integer(name, value)
+        check_positive_integer("latent_dim", latent_dim)
         if transition_order is not None:
             check_positive_integer("transition_order", transition_order)
+        check_choice("transition", transition, ("diffusion", "gaussian"))
+        check_positive_integer("hidden_size", hidden_size)
+        check_positive_integer("num_solver_steps", num_solver_steps)
         check_positive_number("peak_kl_weight", peak_kl_weight)
         check_positive_number("overshooting_weight", overshooting_weight, or_zero=True)
-        check_share("gap_practice", gap_practice)
+        check_share("gap_augmentation", gap_augmentation)
         if patch_length is not None:
             check_positive_integer("patch_length", patch_length)
             check(
@@ -242,53 +262,36 @@ class DDSSMModel(LatentStateModel):
                 "`patch_length` must be at most `input_chunk_length`, "
                 f"{input_chunk_length}, got {patch_length}.",
             )
-        if transition not in TRANSITIONS:
-            raise_log(
-                ValueError(
-                    f"`transition` must be one of {TRANSITIONS}, got `{transition!r}`."
-                )
-            )
-        if isinstance(likelihood, QuantileRegression):
-            raise_log(
-                ValueError(
-                    "`likelihood` must be a density, got `QuantileRegression`, which is "
-                    "not one. Use e.g. `GaussianLikelihood()`: the quantiles of a "
-                    "forecast are read off its samples (`forecast.quantile(0.9)`)."
-                )
-            )
-        if likelihood is not None and not isinstance(likelihood, TorchLikelihood):
-            raise_log(
-                ValueError(
-                    "`likelihood` must be one of darts' torch likelihoods or `None`, "
-                    f"got `{likelihood!r}`."
-                )
-            )
+        check(
+            not isinstance(likelihood, QuantileRegression),
+            "`likelihood` must be a density, got `QuantileRegression`, which is not one. "
+            "Use e.g. `GaussianLikelihood()`: the quantiles of a forecast are read off its "
+            "samples (`forecast.quantile(0.9)`).",
+        )
+        check(
+            likelihood is None or isinstance(likelihood, TorchLikelihood),
+            "`likelihood` must be one of darts' torch likelihoods or `None`, got "
+            f"`{likelihood!r}`.",
+        )
         likelihood = likelihood or GaussianLikelihood()
-        if use_reversible_instance_norm and not isinstance(
-            likelihood, LOCATION_SCALE_FAMILIES
-        ):
-            raise_log(
-                ValueError(
-                    "`use_reversible_instance_norm` must be `False` for a likelihood "
-                    "without a location and a scale on the whole real line, got "
-                    f"`{likelihood}`."
-                )
-            )
+        check(
+            not use_reversible_instance_norm or family_of(likelihood).location_scale,
+            "`use_reversible_instance_norm` must be `False` for a likelihood without a "
+            f"location and a scale on the whole real line, got `{likelihood}`.",
+        )
         super().__init__(**self._extract_torch_model_params(**self.model_params))
 
         self.pl_module_params = self._extract_pl_module_params(**self.model_params)
         self.pl_module_params["likelihood"] = likelihood
-
-        self.latent_dim = latent_dim
-        self.transition_order = transition_order
-        self.transition = transition
-        self.hidden_size = hidden_size
-        self.peak_kl_weight = peak_kl_weight
-        self.overshooting_weight = overshooting_weight
-        self.gap_practice = gap_practice
-        self.patch_length = patch_length
-        self._num_solver_steps = num_solver_steps
         self._considers_static_covariates = use_static_covariates
+        for name, value in self._hyperparameters.items():
+            setattr(self, name, value)
+
+    @property
+    def _hyperparameters(self) -> dict[str, Any]:
+        """Arguments for the Lightning module and the state-space model, by name."""
+        of_module = arguments_of(_DDSSMModule, self.model_params)
+        return of_module | arguments_of(StateSpaceModel, self.model_params)
 
     @property
     def num_solver_steps(self) -> int:
@@ -305,24 +308,35 @@ class DDSSMModel(LatentStateModel):
         return True
 
     @property
-    def _steps_of_a_state(self) -> int:
+    def _patch_length(self) -> int:
         """`patch_length`, or what is chosen where there is none."""
-        if self.patch_length is not None:
-            return self.patch_length
-        return automatic_patch_length(self._window_length, self.output_chunk_length)
+        length = self.model_params["patch_length"]
+        if length is not None:
+            return int(length)
+        return automatic_patch_length(window_length(self), self.output_chunk_length)
 
     @property
     def _ckpt_skipped_params(self) -> list[str]:
-        # of the length of patches it is asked below what became of `None`
+        # `patch_length` is checked below, by what became of `None`
         return [*super()._ckpt_skipped_params, *FREE_PARAMS, "patch_length"]
 
     def _check_ckpt_parameters(self, tfm_save: "DDSSMModel") -> None:
         super()._check_ckpt_parameters(tfm_save)
-        own, saved = self._steps_of_a_state, tfm_save._steps_of_a_state
+        own, saved = self._patch_length, tfm_save._patch_length
         check(
             own == saved,
             f"`patch_length` must be that of the loaded checkpoint, {saved}, got {own}.",
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # of models that earlier versions saved
+        params = self._model_params
+        params.setdefault("patch_length", 1)
+        if "gap_practice" in params:
+            self.gap_augmentation = params["gap_augmentation"] = params.pop("gap_practice")
+        if state["_module_path"] == "darts_ddssm.module":
+            self._module_path = _DDSSMModule.__module__
 
     def _create_model(self, train_sample: TorchTrainingSample) -> _DDSSMModule:
         sizes = train_sample.component_dims()
@@ -330,28 +344,25 @@ class DDSSMModel(LatentStateModel):
         # a value and a flag of each
         input_size = 2 * (sizes["future_covariates"] or 0)
         input_size += 2 * (static.size if static is not None else 0)
-        if self.patch_length is None and self._steps_of_a_state > 1:
+        if self.model_params["patch_length"] is None and self._patch_length > 1:
             logger.info(
-                f"A window of {self._window_length} steps is modelled in patches of "
-                f"{self._steps_of_a_state} steps, with a latent state each. Set "
+                f"A window of {window_length(self)} steps is modelled in patches of "
+                f"{self._patch_length} steps, with a latent state each. Set "
                 "`patch_length` to decide it yourself."
             )
-        return _DDSSMModule(
-            num_components=sizes["past_target"],
-            num_parameters=self.likelihood.num_parameters,
-            input_size=input_size,
-            past_size=2 * (sizes["past_covariates"] or 0),
-            latent_dim=self.latent_dim,
-            transition_order=self.transition_order,
-            transition=self.transition,
-            hidden_size=self.hidden_size,
-            num_solver_steps=self.num_solver_steps,
-            peak_kl_weight=self.peak_kl_weight,
-            overshooting_weight=self.overshooting_weight,
-            gap_practice=self.gap_practice,
-            patch_length=self._steps_of_a_state,
-            **self.pl_module_params,
+        arguments = (
+            self.pl_module_params
+            | self._hyperparameters
+            | {
+                "num_components": sizes["past_target"],
+                "num_parameters": self.likelihood.num_parameters,
+                "input_size": input_size,
+                "past_size": 2 * (sizes["past_covariates"] or 0),
+                "num_solver_steps": self.num_solver_steps,
+                "patch_length": self._patch_length,
+            }
         )
+        return _DDSSMModule(**arguments)
 
     def _setup_for_train(
         self, train_dataset: TorchTrainingDataset, *args: Any, **kwargs: Any
@@ -362,8 +373,28 @@ class DDSSMModel(LatentStateModel):
             if self.trainer_params["precision"] == "64-true":
                 # Lightning would cast it later, the scale already rounded.
                 params["model"].double()
-            params["model"].set_scale(train_dataset)
+            self._set_scale(params["model"], train_dataset)
+        series = getattr(train_dataset, "series", None)
+        if self._example is None and series:
+            first = series[0][:1]
+            self._example = first.with_values(np.full(first.shape[:2], np.nan))
         return params
+
+    def _set_scale(self, module: _DDSSMModule, dataset: TorchTrainingDataset) -> None:
+        """Take the scale of the target from a training set."""
+        by_instance = module.decides_scale and prefers_instance_scale(
+            getattr(dataset, "series", []),
+            self.input_chunk_length,
+            self.output_chunk_shift,
+            self.output_chunk_length,
+        )
+        module.set_scale(*dataset_scale(dataset), by_instance)
+        if by_instance:
+            logger.info(
+                "The training series drift: each window is normalised by its input chunk. "
+                "Set `use_reversible_instance_norm` to `False` or `True` to decide it "
+                "yourself."
+            )
 
     def _build_train_dataset(
         self,
@@ -374,10 +405,7 @@ class DDSSMModel(LatentStateModel):
         max_samples_per_ts: int | None,
         stride: int = 1,
     ) -> TorchTrainingDataset:
-        self._check_values(series, past_covariates, future_covariates)
-        if self._example is None:
-            first = series[0][:1]
-            self._example = first.with_values(np.full(first.shape[:2], np.nan))
+        check_data(self, series, past_covariates, future_covariates)
         return super()._build_train_dataset(
             series=series,
             past_covariates=past_covariates,
@@ -396,7 +424,7 @@ class DDSSMModel(LatentStateModel):
         stride: int = 0,
         bounds: np.ndarray | None = None,
     ) -> TorchInferenceDataset:
-        self._check_values(series, past_covariates, future_covariates)
+        check_data(self, series, past_covariates, future_covariates)
         # Nothing is fed back, so that past covariates are not needed beyond the end of
         # the series: to the dataset the horizon is one output chunk. With a shift, darts
         # refuses a longer horizon, and so do we.
@@ -531,74 +559,8 @@ class DDSSMModel(LatentStateModel):
 
         # darts names the class in its messages
         Candidate.__name__ = Candidate.__qualname__ = model_class.__name__
-        search = super(DDSSMModel, Candidate).gridsearch
+        search = super(DDSSMModel, Candidate).gridsearch  # type: ignore[misc]
         _, best, score = search(
             parameters, series, *args, random_state=random_state, **kwargs
         )
         return model_class(**best), best, score
-
-    def _check_values(
-        self,
-        series: Sequence[TimeSeries],
-        past_covariates: Sequence[TimeSeries] | None,
-        future_covariates: Sequence[TimeSeries] | None,
-    ) -> None:
-        """Refuse what would become NaN later: infinities, extremes, out of support."""
-        for name, sequence in (
-            ("series", series),
-            ("past_covariates", past_covariates),
-            ("future_covariates", future_covariates),
-        ):
-            for i, one in enumerate(sequence or []):
-                self._check_range(name, i, one.all_values(copy=False))
-        for i, one in enumerate(series):
-            if self.uses_static_covariates and one.has_static_covariates:
-                # darts refuses those that are no numbers
-                numbers = one.static_covariates.select_dtypes("number")
-                self._check_range("static_covariates", i, numbers.to_numpy(one.dtype))
-            values = one.all_values(copy=False)
-            if np.isnan(values).all():
-                raise_log(
-                    ValueError(
-                        "`series` must have observed values, got a series of missing "
-                        f"values only (at sequence index `{i}`)."
-                    )
-                )
-            # (T, C, samples) -> (T * samples, C)
-            rows = values.swapaxes(1, 2).reshape(-1, one.n_components)
-            outside = ~in_support(self.likelihood, torch.tensor(rows)).numpy()
-            if outside.any():
-                raise_log(
-                    ValueError(
-                        f"`series` must lie in the support of `{self.likelihood}`, got "
-                        f"`{rows[outside][0]}` (at sequence index `{i}`)."
-                    )
-                )
-
-    def _check_range(self, name: str, i: int, values: np.ndarray) -> None:
-        """Refuse infinities, and what is too large for the networks."""
-        if np.isinf(values).any():
-            raise_log(
-                ValueError(
-                    f"`{name}` must be finite or NaN (missing), got infinite values (at "
-                    f"sequence index `{i}`)."
-                )
-            )
-        limit, origin, distance = max_input(values.dtype), "of zero", values
-        if name == "series":
-            # The networks see it in the scale of the training set, once there is one.
-            if self.model is None or values.shape[1] != len(self.model.target_shift):
-                return
-            origin = "standard deviations of the training mean"
-            # (T, C, samples), in double precision, as it might overflow
-            shift, spread = self.model.target_shift, self.model.target_spread
-            distance = values - shift.cpu().double().numpy()[:, None]
-            distance /= spread.cpu().double().numpy()[:, None]
-        too_far = np.abs(distance) > limit
-        if too_far.any():
-            raise_log(
-                ValueError(
-                    f"`{name}` must be within {limit:.0e} {origin}, got "
-                    f"`{values[too_far][0]}` (at sequence index `{i}`)."
-                )
-            )

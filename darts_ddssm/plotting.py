@@ -16,7 +16,7 @@ import pandas as pd
 from darts import TimeSeries
 from matplotlib.axes import Axes
 
-from darts_ddssm.checks import check, check_positive_integer
+from darts_ddssm.validation import check, check_positive_integer
 
 __all__ = ["plot_density", "plot_latents", "plot_transition_density"]
 
@@ -127,7 +127,7 @@ def plot_transition_density(
     if len(chosen) == 2:
         x, y = (samples[:, one] for one in chosen)
         # what was never drawn stays white; densities are small where states are large
-        options = {
+        options: dict[str, Any] = {
             "density": True,
             "cmin": np.finfo(float).tiny,
             "cmap": "viridis",
@@ -135,11 +135,8 @@ def plot_transition_density(
         ax.hist2d(x, y, bins=num_bins, **options)
         ax.set_ylabel(f"z_{chosen[1]}")
         return ax
-    ax.hist(
-        samples[:, chosen[0]],
-        bins=num_bins,
-        **({"density": True, "color": "C0", "alpha": 0.6} | kwargs),
-    )
+    options = {"density": True, "color": "C0", "alpha": 0.6}
+    ax.hist(samples[:, chosen[0]], bins=num_bins, **options | kwargs)
     ax.set_ylabel("density")
     if true_density is not None:
         grid = np.linspace(*ax.get_xlim(), 1001)
@@ -292,12 +289,8 @@ def plot_density(
     width = np.diff(times, append=2 * times[-1] - times[-2]) if len(times) > 1 else [1.0]
     ends = times + np.asarray(width) / 2
     ends = np.concatenate([[2 * times[0] - ends[0]], ends])
-    ax.pcolormesh(
-        ends,
-        edges,
-        np.ma.masked_equal(shade, 0),
-        **({"cmap": "Blues", "vmin": 0, "vmax": 1.2, "zorder": 0.5} | kwargs),
-    )
+    options: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1.2, "zorder": 0.5}
+    ax.pcolormesh(ends, edges, np.ma.masked_equal(shade, 0), **options | kwargs)
     if hasattr(ax, "freq"):
         # pandas ends the view at the last step, in the middle of its cell
         left, right = ax.get_xlim()

@@ -74,7 +74,7 @@ def simulated(output_dir: Path, updates: int) -> None:
             transition_order=1,
             transition=transition,
             peak_kl_weight=2.0,
-            gap_practice=0.0,
+            gap_augmentation=0.0,
             batch_size=64,
             n_epochs=updates // 16 + 1,
             random_state=0,
@@ -90,7 +90,7 @@ def simulated(output_dir: Path, updates: int) -> None:
         rows[f"DDSSM, {transition}"] = (likelihood, r2, near, seconds)
     print_table(
         "64 series never trained on",
-        ["nats a value", "R2 of state", "near a mode", "seconds"],
+        ["nats per value", "R2 of state", "near a mode", "seconds"],
         rows,
     )
     draw_states(output_dir, models["diffusion"], test)

@@ -87,7 +87,7 @@ def simulated(output_dir: Path, updates: int) -> None:
             latent_dim=2,
             transition=transition,
             peak_kl_weight=2.0,
-            gap_practice=0.0,
+            gap_augmentation=0.0,
             batch_size=64,
             n_epochs=updates // 16 + 1,
             random_state=0,

@@ -1,28 +1,26 @@
 """
-The floors of the package: imports run downward only.
+The floors of the package: imports run downward only, without circles.
 
-The faces (``model``, ``latents``, ``whole_series``, ``sktime``) stand on the bridge
-(``module``, ``queries``, ``window``, ``density``, ``scaling``), and the bridge stands on
-``ssm``, which is pure PyTorch.
+The floors are the folders ``ssm``, ``series``, ``training`` and ``estimator``, from the
+bottom up. What users import stands on top of them: the files and the other folders.
 """
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "darts_ddssm"
 FILES = sorted(PACKAGE.rglob("*.py"))
-SSM = sorted((PACKAGE / "ssm").rglob("*.py"))
-NAMES = ("density", "scaling", "module", "queries", "window")
-BRIDGE = [PACKAGE / f"{name}.py" for name in NAMES]
+FLOORS = ("ssm", "series", "training", "estimator")
+# checks of arguments, which stand on nothing
+GROUND = "darts_ddssm.validation"
 
-FRAMEWORKS = ("darts", "lightning", "pytorch_lightning")
-FACES = tuple(
-    f"darts_ddssm.{name}"
-    for name in ("model", "latents", "whole_series", "sktime", "DDSSMModel")
-)
+# What a floor may import beside torch and itself. The module of the trainer is darts'.
+FOREIGN = {"ssm": (), "series": ("darts",)}
+FRAMEWORKS = ("darts", "lightning", "pytorch_lightning", "sktime", "skpro", "pandas")
 
 
 def each(files: list[Path]) -> pytest.MarkDecorator:
@@ -57,9 +55,41 @@ def lies_in(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def test_the_floors_have_files():
-    assert SSM
-    assert all(file.is_file() for file in BRIDGE)
+def module_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def floor_of(file: Path) -> int:
+    """Number of the floor of a file; the top has the highest."""
+    room = file.relative_to(PACKAGE).parts[0]
+    return FLOORS.index(room) if room in FLOORS else len(FLOORS)
+
+
+MODULES = {module_of(file): file for file in FILES}
+
+
+def own_imports(file: Path) -> set[str]:
+    """Modules of the package that a file imports."""
+    found = set()
+    for name in imported(file):
+        # a name in a module, or a module in a folder
+        candidates = [name, name.rpartition(".")[0]]
+        found |= {next((c for c in candidates if c in MODULES), "")}
+    return found - {"", module_of(file)}
+
+
+def test_each_folder_below_the_top_is_a_floor_or_known():
+    folders = {
+        file.relative_to(PACKAGE).parts[0] for file in FILES if file.parent != PACKAGE
+    }
+    assert folders == {*FLOORS, "datasets", "sktime"}
+
+
+def test_imports_are_found():
+    """The graph is not empty: what is known of it is in it."""
+    assert "darts_ddssm.ssm.encoder" in own_imports(PACKAGE / "ssm" / "state_space.py")
+    assert "darts_ddssm.series.model" in own_imports(PACKAGE / "series" / "inference.py")
 
 
 @pytest.mark.parametrize(
@@ -78,27 +108,39 @@ def test_imports_are_resolved(source, expected):
     assert list(imports(ast.parse(source), "darts_ddssm.ssm")) == expected
 
 
-@each(SSM)
-def test_ssm_is_pure_pytorch(file):
-    names = imported(file)
-    assert not [name for name in names if lies_in(name, *FRAMEWORKS)]
-    own = [name for name in names if lies_in(name, "darts_ddssm")]
-    assert all(lies_in(name, "darts_ddssm.ssm") for name in own), own
+@each(FILES)
+def test_imports_run_downward(file):
+    above = {
+        name
+        for name in own_imports(file) - {GROUND}
+        if floor_of(MODULES[name]) > floor_of(file)
+    }
+    assert not above
 
 
-@each(BRIDGE)
-def test_the_bridge_does_not_import_the_faces(file):
-    names = imported(file)
-    assert "darts_ddssm" not in names
-    assert not [name for name in names if lies_in(name, *FACES)]
+def test_there_is_no_circle():
+    graph = {module_of(file): own_imports(file) for file in FILES}
+    # raises CycleError
+    assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)
 
 
-@each([file for file in FILES if file != PACKAGE / "sktime.py"])
+def test_the_ground_stands_on_nothing():
+    assert not own_imports(MODULES[GROUND])
+
+
+@each([file for file in FILES if floor_of(file) < 2])
+def test_low_floors_know_no_framework(file):
+    allowed = FOREIGN[FLOORS[floor_of(file)]]
+    foreign = [name for name in imported(file) if lies_in(name, *FRAMEWORKS)]
+    assert not [name for name in foreign if not lies_in(name, *allowed)]
+
+
+@each([file for file in FILES if PACKAGE / "sktime" not in file.parents])
 def test_the_extra_is_not_imported(file):
     assert not [name for name in imported(file) if lies_in(name, "sktime", "skpro")]
 
 
-@each(SSM + BRIDGE)
+@each([file for file in FILES if floor_of(file) < 3])
 def test_random_numbers_come_from_torch_alone(file):
     # darts isolates the state of torch's global generator, and of no other
     names = imported(file)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from darts_ddssm.checks import check
 from darts_ddssm.datasets.process import (
     Process,
     SimulatedSeries,
@@ -12,6 +11,7 @@ from darts_ddssm.datasets.process import (
     check_probability,
     random_signs,
 )
+from darts_ddssm.validation import check
 
 # Paths of signs that a likelihood sums over at each step.
 MAX_PATHS = 4096

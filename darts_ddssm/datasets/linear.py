@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from darts_ddssm.checks import check
 from darts_ddssm.datasets.process import (
     Process,
     SimulatedSeries,
     check_positive,
     check_probability,
 )
+from darts_ddssm.validation import check
 
 
 class KalmanMoments(NamedTuple):

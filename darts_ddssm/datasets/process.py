@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from darts import TimeSeries
 
-from darts_ddssm.checks import check
+from darts_ddssm.validation import check
 
 
 def check_positive(**values: float) -> None:

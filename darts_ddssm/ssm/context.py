@@ -1,16 +1,16 @@
 """
-What the transition sees of the past: the last j latents, or all of them.
+The context network: what the transition sees of the past latents, the last j or all.
 
-A context network turns the past latents, their inputs and the inputs u_t into a context
-vector for z_t: an input that acts with a delay is not for the latent to remember. It
-works in two ways that give the same result: over a whole path at once, in training, and
-step by step with a carried :class:`History`, in the roll-out.
+It turns the past latents, their inputs and the inputs u_t into a context vector for z_t.
+Past inputs are among them so that the latent need not remember an input that acts with a
+delay. The network works in two ways that give the same result: over a whole path at once,
+in training, and step by step with a carried :class:`History`, in forecasts.
 
-Letters: N rows, T time steps, D latent dimension, U inputs, H hidden size, J order,
-K steps that a kernel reaches back, O sums.
+Letters as in :mod:`darts_ddssm.ssm`; U counts all inputs of the transition.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from darts_ddssm.ssm.networks import MLP
 
 
 class History(NamedTuple):
-    """What is carried from step to step of a roll-out.
+    """What is carried from step to step along a path.
 
     Attributes
     ----------
@@ -31,14 +31,22 @@ class History(NamedTuple):
     memory
         The context network's own state, (N, ...).
     past
-        What of it stays as it was when the roll-out began, (N, ...): copied at each step
-        it would cost more than the networks.
+        The part of that state which was fixed when the forecast began, (N, ...). It is
+        kept apart because copying it at each step would cost more than the networks.
     """
 
     previous: Tensor
     started: Tensor
     memory: Tensor
     past: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "History":
+        """Return the history of what a function makes of each part."""
+        return History(*(function(part) for part in self))
+
+    def repeat(self, num_samples: int) -> "History":
+        """Return S copies of all histories, sample by sample: (S * N, ...)."""
+        return self.map(lambda part: part.repeat(num_samples, 1))
 
 
 def shift_right(z: Tensor) -> Tensor:
@@ -73,23 +81,23 @@ class Context(nn.Module, ABC):
 
     @abstractmethod
     def features(self, z: Tensor, u: Tensor) -> Tensor:
-        """What ``network`` turns into contexts, row by row: -> (N, T, ...)."""
+        """Inputs of ``network`` at each step: (N, T, D), (N, T, U) -> (N, T, F)."""
 
     @abstractmethod
-    def start(self, num_rows: int, like: Tensor) -> History:
+    def init(self, num_rows: int, like: Tensor) -> History:
         """Return the empty history of ``num_rows`` paths, of the type of ``like``."""
 
     @abstractmethod
-    def after(self, z: Tensor, u: Tensor) -> History:
-        """Return the history that is a whole path: (N, T, D) and (N, T, U)."""
+    def from_path(self, z: Tensor, u: Tensor) -> History:
+        """Return the history after a whole path: (N, T, D) and (N, T, U)."""
 
     @abstractmethod
-    def context(self, history: History, u: Tensor) -> Tensor:
-        """Context of the next step: a history and inputs (N, U) -> (N, H)."""
+    def output(self, history: History, u: Tensor) -> Tensor:
+        """Return the context of the next step, given its inputs (N, U): (N, H)."""
 
     @abstractmethod
-    def append(self, history: History, z: Tensor, u: Tensor) -> History:
-        """Return the history that ends with ``z``, (N, D), and its inputs, (N, U)."""
+    def update(self, history: History, z: Tensor, u: Tensor) -> History:
+        """Return the history with one more latent, (N, D), and its inputs, (N, U)."""
 
 
 class MarkovContext(Context):
@@ -103,7 +111,7 @@ class MarkovContext(Context):
     latent_dim, input_size, hidden_size
         As for :class:`Context`.
     order
-        Number J of latents that are seen.
+        Number j of latents that are seen.
     """
 
     def __init__(
@@ -118,11 +126,11 @@ class MarkovContext(Context):
         num_steps = z.shape[1]
         steps = torch.cat([z, torch.ones_like(z[..., :1]), u], dim=-1)
         padded = nn.functional.pad(steps, (0, 0, self.order, 0))
-        # (N, J + T, D + 1 + U) -> (N, T, J * (D + 1 + U)), oldest slot first
+        # (N, j + T, D + 1 + U) -> (N, T, j * (D + 1 + U)), oldest slot first
         slots = [padded[:, i : i + num_steps] for i in range(self.order)]
         return torch.cat([*slots, u], dim=-1)
 
-    def start(self, num_rows: int, like: Tensor) -> History:
+    def init(self, num_rows: int, like: Tensor) -> History:
         return History(
             previous=like.new_zeros(num_rows, self.latent_dim),
             started=like.new_zeros(num_rows, 1),
@@ -130,17 +138,17 @@ class MarkovContext(Context):
             past=like.new_zeros(num_rows, 0),
         )
 
-    def after(self, z: Tensor, u: Tensor) -> History:
+    def from_path(self, z: Tensor, u: Tensor) -> History:
         steps = torch.cat([z, torch.ones_like(z[..., :1]), u], dim=-1)
         slots = nn.functional.pad(steps, (0, 0, self.order, 0))[:, -self.order :]
-        # (N, J, D + 1 + U) -> (N, J * (D + 1 + U)), oldest slot first
+        # (N, j, D + 1 + U) -> (N, j * (D + 1 + U)), oldest slot first
         started = torch.ones_like(z[:, -1, :1])
         return History(z[:, -1], started, slots.flatten(1), started[:, :0])
 
-    def context(self, history: History, u: Tensor) -> Tensor:
+    def output(self, history: History, u: Tensor) -> Tensor:
         return self.network(torch.cat([history.memory, u], dim=-1))
 
-    def append(self, history: History, z: Tensor, u: Tensor) -> History:
+    def update(self, history: History, z: Tensor, u: Tensor) -> History:
         started = torch.ones_like(history.started)
         kept = history.memory[:, self.slot_size :]
         memory = torch.cat([kept, z, started, u], dim=-1)
@@ -148,31 +156,31 @@ class MarkovContext(Context):
 
 
 class LagKernel(nn.Module):
-    """Weighted sums of the last K latents: a linear autoregression of order K.
+    """Weighted sums of the last R latents: a linear autoregression of order R.
 
-    A season that lies many steps back is one weight away, where a recurrent network has
-    to carry it along.
+    A latent of many steps ago, such as a season's, is one weight away here. A recurrent
+    network would have to carry it along.
 
     Parameters
     ----------
     latent_dim
         Dimension D of the latent.
     reach
-        Number K of past steps.
+        Number R of past steps.
     num_sums
-        Number O of sums.
+        Number A of sums.
     """
 
     def __init__(self, latent_dim: int, reach: int, num_sums: int) -> None:
         super().__init__()
         self.reach = reach
-        # of K steps ago first
+        # of R steps ago first
         self.weight = nn.Parameter(torch.zeros(reach, latent_dim, num_sums))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Sums before each step of a path: (N, T, D) -> (N, T, O).
+        """Sums before each step of a path: (N, T, D) -> (N, T, A).
 
-        By Fourier transform, so that the cost hardly grows with K.
+        By Fourier transform, so that the cost hardly grows with R.
         """
         num_steps = z.shape[1]
         size = num_steps + self.reach
@@ -185,9 +193,14 @@ class LagKernel(nn.Module):
             return torch.fft.irfft(sums, size, dim=1)[:, :num_steps].to(z.dtype)
 
     def last(self, past: Tensor, recent: Tensor) -> Tensor:
-        """Sums after K latents (N, K * D) and further ones (N, k * D), k <= K: (N, O).
+        """Sums after R latents and r <= R further ones, (N, A).
 
-        Both oldest first; the oldest k of the former are out of reach.
+        Parameters
+        ----------
+        past
+            R latents, oldest first, (N, R * D). The oldest r of them are out of reach.
+        recent
+            The r latents after them, oldest first, (N, r * D).
         """
         weight = self.weight.flatten(0, 1)
         of_past, of_recent = weight.tensor_split([len(weight) - recent.shape[-1]])
@@ -202,7 +215,7 @@ class RecurrentContext(Context):
     latent_dim, input_size, hidden_size
         As for :class:`Context`.
     reach
-        Number K of past latents that are also seen directly, through a
+        Number R of past latents that are also seen directly, through a
         :class:`LagKernel`.
     """
 
@@ -224,7 +237,7 @@ class RecurrentContext(Context):
         parts = [memory, self.kernel(z), shift_right(z), started, u]
         return torch.cat(parts, dim=-1)
 
-    def start(self, num_rows: int, like: Tensor) -> History:
+    def init(self, num_rows: int, like: Tensor) -> History:
         return History(
             previous=like.new_zeros(num_rows, self.latent_dim),
             started=like.new_zeros(num_rows, 1),
@@ -232,21 +245,21 @@ class RecurrentContext(Context):
             past=like.new_zeros(num_rows, self.kernel.reach * self.latent_dim),
         )
 
-    def after(self, z: Tensor, u: Tensor) -> History:
+    def from_path(self, z: Tensor, u: Tensor) -> History:
         _, hidden = self.gru(torch.cat([z, u], dim=-1))
         reach = self.kernel.reach
         past = nn.functional.pad(z, (0, 0, reach, 0))[:, -reach:]
-        # (1, N, H) -> (N, H) and (N, K, D) -> (N, K * D)
+        # (1, N, H) -> (N, H) and (N, R, D) -> (N, R * D)
         started = torch.ones_like(z[:, -1, :1])
         return History(z[:, -1], started, hidden.squeeze(0), past.flatten(1))
 
-    def context(self, history: History, u: Tensor) -> Tensor:
+    def output(self, history: History, u: Tensor) -> Tensor:
         hidden, recent = self._split(history)
         sums = self.kernel.last(history.past, recent)
         parts = [hidden, sums, history.previous, history.started, u]
         return self.network(torch.cat(parts, dim=-1))
 
-    def append(self, history: History, z: Tensor, u: Tensor) -> History:
+    def update(self, history: History, z: Tensor, u: Tensor) -> History:
         hidden, recent = self._split(history)
         # (N, D + U) -> (N, 1, D + U), one step of the sequence
         step = torch.cat([z, u], dim=-1).unsqueeze(1)
@@ -258,5 +271,6 @@ class RecurrentContext(Context):
         return History(z, torch.ones_like(history.started), memory, history.past)
 
     def _split(self, history: History) -> tuple[Tensor, Tensor]:
-        """State of the GRU, (N, H), and latents since the roll-out began, (N, k * D)."""
-        return history.memory.tensor_split([self.context_size], dim=-1)
+        """Split the memory: state of the GRU (N, H), latents after ``past`` (N, r * D)."""
+        hidden, recent = history.memory.tensor_split([self.context_size], dim=-1)
+        return hidden, recent

@@ -1,7 +1,7 @@
 """
 The emission p_theta(x_t | z_t, u_t): the parameters of a density, step by step.
 
-Letters: T time steps, D latent dimension, U inputs, C components, K parameters.
+Letters as in :mod:`darts_ddssm.ssm`.
 """
 
 import torch

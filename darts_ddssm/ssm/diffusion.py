@@ -13,9 +13,9 @@ clean variable given the noised one, the score at level :math:`\sigma` is
 
 The identity is de Bruijn's, differentiated in the noise level; where the learned
 denoiser is not that of a density, Girsanov's theorem makes the right-hand side an upper
-bound on the divergence to the law of the reverse process.
+bound on the KL to the law of the reverse process.
 
-Letters: N rows (any leading shape), D latent dimension, H hidden size, L noise levels.
+Letters as in :mod:`darts_ddssm.ssm`.
 
 References
 ----------
@@ -36,14 +36,14 @@ from torch import Tensor, nn
 
 from darts_ddssm.ssm.networks import ConditionalBlock, FourierEmbedding
 
-# Noise levels in units of the scale of the variable. Training reaches further than
-# sampling on both sides, which costs nothing and leaves the ends well learned.
+# Noise levels in units of the scale of the variable. Training has a wider range than
+# sampling: that costs nothing, and the ends of the narrower one are then well learned.
 TRAINING_RANGE = (0.002, 40.0)
 SAMPLING_RANGE = (0.005, 8.0)
 
-# The divergence is blind to what happens below the lowest noise level: a q narrower than
-# that would shrink at no cost. This floor keeps what is cut off below
-# (0.002 / 0.01)^2 / 2 = 0.02 nats a dimension.
+# The integral starts at the lowest noise level, so that a q narrower than that could
+# shrink at no cost. This floor keeps the part that is cut off below
+# (0.002 / 0.01)^2 / 2 = 0.02 nats per dimension.
 MIN_RELATIVE_STD = 0.01
 
 # A denoiser D(z, sigma): both (..., D) and (..., 1), to (..., D).
@@ -134,8 +134,8 @@ class DenoiserNetwork(nn.Module):
     """The network F_psi inside the preconditioned denoiser.
 
     A residual multilayer perceptron conditioned on the noise level and on a context.
-    Each condition enters as a sum, so that a solver projects the context once for all
-    noise levels and a noise level once for all rows.
+    The conditions enter as a sum of projections, so that a solver projects a context
+    once for all noise levels and a noise level once for all rows.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def explicit_score_matching(
     scale: Tensor,
     noise: NoiseDraw,
 ) -> Tensor:
-    r"""Estimate KL(N(mean, variance) || p) of a diffusion model p, one value a row.
+    r"""Estimate KL(N(mean, variance) || p) for a diffusion model p, one value per row.
 
     Each row is one draw of the integrand of the module's formula. It is written in the
     preconditioned form, with F* the value at which the network F makes the denoiser
@@ -214,7 +214,7 @@ def explicit_score_matching(
     Returns
     -------
     Tensor
-        Unbiased estimates of the divergence in nats, (N,).
+        Unbiased estimates of the KL in nats, (N,).
     """
     sigma = scale * noise.log_sigma.exp()
     total = variance + sigma.square()
@@ -232,9 +232,9 @@ def sampling_levels(
 ) -> list[float]:
     """Falling noise levels in even steps of their logarithm, in which the solver works.
 
-    On Gaussians and mixtures of a hundredth to the whole of the scale, a path of few
-    steps ends at half the distance from the exact one that it has with levels even in
-    their seventh root [2]_, which leave too few for the narrow ones.
+    Levels even in their seventh root [2]_ leave too few for narrow densities. On Gaussians
+    and mixtures with widths from a hundredth of the scale to the whole of it, a path of
+    few steps ends half as far from the exact one as with those.
     """
     if num_levels == 1:
         return [high]
@@ -248,15 +248,15 @@ def dpm_solver(
     """Solve the probability-flow equation from the first noise level down to zero.
 
     DPM-Solver++(2M) in data prediction [3]_: second order in the step of log sigma, one
-    evaluation of the denoiser a level. The last step returns its mean.
+    evaluation of the denoiser per level. The last step returns the denoiser's output.
 
     Parameters
     ----------
     denoise
         The denoiser at the i-th level, from noised values (..., D) and i to (..., D).
     noise
-        Noise of ``levels[0]``, (..., D). The path starts from it plus the mean of the
-        clean variable, which is all that the denoiser can tell at that level.
+        Noise of ``levels[0]``, (..., D). The path starts from the sum of this noise and
+        the denoiser's output at that level, which is nearly the mean of the variable.
     levels
         Falling noise levels, all in one unit.
     """

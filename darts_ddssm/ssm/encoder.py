@@ -11,15 +11,44 @@ Markov model needs :math:`x_{t:T}` alone. But where the transition remembers mor
 latent, so does the exact posterior: the data before t stand for the earlier latents. At
 a missing value they tell where the series was heading.
 
-Letters: B batch, S samples, T time steps, D latent dimension, F features, H hidden size.
+Letters as in :mod:`darts_ddssm.ssm`.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+# Weights of the recursion: of z_{t-1}, of the output and its bias.
+Weights = tuple[Tensor, Tensor, Tensor]
+
+
+class PosteriorPath(NamedTuple):
+    """A path drawn from q with the moments of q at each of its steps.
+
+    Attributes
+    ----------
+    z
+        The path, (N, T, D).
+    mean, std
+        Mean and standard deviation of q(z_t | z_{t-1}, x_{1:T}), (N, T, D) each.
+    """
+
+    z: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def log_prob(self) -> Tensor:
+        """Log-density of each latent given the one before, in nats: (N, T)."""
+        return torch.distributions.Normal(self.mean, self.std).log_prob(self.z).sum(-1)
+
+    def rows(self, rows: slice) -> "PosteriorPath":
+        """Return some of the paths."""
+        return PosteriorPath(*(part[rows] for part in self))
+
 
 def _posterior_step(
-    z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor, weights: tuple
+    z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor, weights: Weights
 ) -> tuple[Tensor, ...]:
     """One step of the recursion, from z_{t-1}, (..., D), to z_t and what made it."""
     weight_in, weight_out, bias_out = weights
@@ -35,15 +64,23 @@ class _PosteriorPath(torch.autograd.Function):
     """The recursion over t with its derivative by back-propagation through time.
 
     Written by hand because this loop is the one part of the model that cannot be
-    batched over t: automatic differentiation would record a dozen small operations a
-    step. Here each direction runs a handful, and the derivatives of the weights are
-    single products over all steps.
+    batched over t. Automatic differentiation would record a dozen small operations per
+    step. Here each direction runs a handful of them, and the derivatives of the weights
+    are single products over all steps.
 
     All sequences are time-major: projection (T, B, 2 * H), noise (T, B, D), floor (T,).
     """
 
     @staticmethod
-    def forward(ctx, projection, noise, floor, weight_in, weight_out, bias_out):
+    def forward(
+        ctx: Any,
+        projection: Tensor,
+        noise: Tensor,
+        floor: Tensor,
+        weight_in: Tensor,
+        weight_out: Tensor,
+        bias_out: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         weights = (weight_in, weight_out, bias_out)
         z = torch.zeros_like(noise[0])
         steps = []
@@ -57,7 +94,9 @@ class _PosteriorPath(torch.autograd.Function):
         return path, mean, std
 
     @staticmethod
-    def backward(ctx, grad_path, grad_mean, grad_std):
+    def backward(
+        ctx: Any, grad_path: Tensor, grad_mean: Tensor, grad_std: Tensor
+    ) -> tuple[Tensor | None, ...]:
         path, noise, hidden, raw_std, weight_in, weight_out = ctx.saved_tensors
         value, gate = hidden.chunk(2, dim=-1)
         gate = gate.sigmoid()
@@ -107,7 +146,7 @@ class Encoder(nn.Module):
     Parameters
     ----------
     input_size
-        Number F of features a step: values, flags, inputs.
+        Number F of features per step: values, flags, inputs.
     latent_dim
         Dimension D of the latent.
     hidden_size
@@ -125,7 +164,7 @@ class Encoder(nn.Module):
         self.weight_in = nn.Parameter(torch.empty(2 * hidden_size, latent_dim))
         self.out = nn.Linear(hidden_size, 2 * latent_dim)
         with torch.no_grad():
-            parts = [(self.weight_in, latent_dim)]
+            parts: list[tuple[Tensor, int]] = [(self.weight_in, latent_dim)]
             for project in (self.project, self.project_first):
                 parts.append((project.weight[:, 2 * hidden_size :], input_size))
             for weight, fan_in in parts:
@@ -138,19 +177,19 @@ class Encoder(nn.Module):
         nn.init.constant_(self.out.bias[latent_dim:], INITIAL_RAW_STD)
 
     @property
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _weights(self) -> Weights:
         return self.weight_in, self.out.weight, self.out.bias
 
     def forward(self, features: Tensor) -> Tensor:
-        """Read the data, for all that does not depend on z: (B, T, F) -> (T, B, 2 * H)."""
+        """Compute all that does not depend on z: (B, T, F) -> (T, B, 2 * H)."""
         # (B, T, F) -> (T, B, F)
         features = features.transpose(0, 1)
         # (T, B, F) -> (T, B, 2 * H) -> (T, B, 2 * H + F)
         h = torch.cat([self.gru(features)[0], features], dim=-1)
         return torch.cat([self.project_first(h[:1]), self.project(h[1:])])
 
-    def path(self, projection: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw one path a window, with the moments of q at each of its steps.
+    def sample_path(self, projection: Tensor, floor: Tensor) -> PosteriorPath:
+        """Draw one path per window.
 
         Parameters
         ----------
@@ -161,16 +200,17 @@ class Encoder(nn.Module):
 
         Returns
         -------
-        tuple of Tensor
-            Path, mean and standard deviation, (B, T, D) each.
+        PosteriorPath
+            Paths, (B, T, D).
         """
         with torch.autocast(projection.device.type, enabled=False):
             projection = projection.to(self.weight_in.dtype)
             noise = torch.randn_like(projection[..., :1].expand(-1, -1, self.latent_dim))
-            steps = _PosteriorPath.apply(projection, noise, floor, *self._weights)
+            steps = _PosteriorPath.apply(  # type: ignore[no-untyped-call]
+                projection, noise, floor, *self._weights
+            )
         # (T, B, D) -> (B, T, D)
-        z, mean, std = (x.transpose(0, 1) for x in steps)
-        return z, mean, std
+        return PosteriorPath(*(x.transpose(0, 1) for x in steps))
 
     def step(self, z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor) -> Tensor:
         """Return z_t given z_{t-1} and standard noise, for many paths at once.

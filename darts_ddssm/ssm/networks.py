@@ -1,10 +1,12 @@
 """
 Building blocks shared by the encoder, the transition and the decoder.
 
-Letters: H hidden size, E size of the noise-level embedding.
+Letters as in :mod:`darts_ddssm.ssm`.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -81,3 +83,24 @@ class ConditionalBlock(nn.Module):
     def forward(self, h: Tensor, shift: Tensor) -> Tensor:
         """Map ``h`` and ``shift``, both (..., H), to (..., H)."""
         return h + self.linear_out(nn.functional.silu(self.linear_in(self.norm(h)) + shift))
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Hold the parameters of modules constant for what is computed inside.
+
+    Gradients flow through the modules to their inputs and not to their parameters.
+
+    Parameters
+    ----------
+    *modules
+        The modules. Parameters that do not learn anyway stay as they are.
+    """
+    learning = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

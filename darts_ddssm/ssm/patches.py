@@ -1,18 +1,17 @@
 """
 Patches: one latent state for several time steps.
 
-A long window is cut into patches of P steps, and what is observed and known at the steps
-of a patch becomes one observation of the state-space model, of P times as many
-components. Nothing else changes: the model is the same on a coarser clock. Errors of a
-forecast then add up over fewer transitions, a season is fewer states long, and training
-and forecasts take nearly P times less time, since what they wait for are the steps of the
-state. Within a patch the state says all: given it, the values are independent.
+A long window is cut into M patches of L steps. What is observed and known at the steps of
+a patch becomes one observation of the state-space model, with L times as many components,
+and the model itself stays the same on a coarser clock. Errors of a forecast then add up
+over fewer transitions, a season is fewer states long, and training and forecasts take
+nearly L times less time, because their cost is that of the states. Given the state of a
+patch, its values are independent.
 
 Patches are laid out from the origin of a forecast, where the past ends, so that a
-forecast starts with a whole patch. What they reach beyond the window is unknown.
+forecast starts with a whole patch. Steps of a patch outside the window are unknown.
 
-Letters: B batch, T time steps, N patches, P steps of a patch, F features, C components,
-K parameters of the density of one component.
+Letters as in :mod:`darts_ddssm.ssm`.
 
 References
 ----------
@@ -26,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from darts_ddssm.ssm.state_space import Window
+from darts_ddssm.ssm.window import Window
 
 
 class Patches(NamedTuple):
@@ -35,7 +34,7 @@ class Patches(NamedTuple):
     Attributes
     ----------
     length
-        Number P of steps of a patch.
+        Number L of steps of a patch.
     num_before, num_after
         Steps of the window before and after the origin, T in all.
     """
@@ -56,52 +55,34 @@ class Patches(NamedTuple):
 
     @property
     def _margins(self) -> tuple[int, int]:
-        """Steps that the first patch begins too early and the last one ends too late."""
+        """Steps of the first patch before the window, and of the last one after it."""
         early = self.before * self.length - self.num_before
         return early, self.after * self.length - self.num_after
 
     def fold(self, x: Tensor) -> Tensor:
-        """Join the features of the steps of each patch: (B, T, F) -> (B, N, P * F).
+        """Join the features of the steps of each patch: (B, T, F) -> (B, M, L * F).
 
         They are zero outside the window.
         """
         return self._join(nn.functional.pad(x, (0, 0, *self._margins)))
 
     def _join(self, x: Tensor) -> Tensor:
-        """Join the features of whole patches: (B, N * P, F) -> (B, N, P * F)."""
+        """Join the features of whole patches: (B, M * L, F) -> (B, M, L * F)."""
         return x.unflatten(1, (-1, self.length)).flatten(2)
 
-    def window(self, window: Window) -> Window:
-        """Cut a window; outside it nothing is observed, and steps weigh as inside."""
+    def fold_window(self, window: Window) -> Window:
+        """Cut a window. Outside it nothing is observed, and weights are continued."""
         early, late = self._margins
         first = window.weight[:, :1].expand(-1, early, -1)
         last = window.weight[:, -1:].expand(-1, late, -1)
         weight = self._join(torch.cat([first, window.weight, last], dim=1))
-        return Window(*(self.fold(x) for x in window[:-1]), weight=weight)
+        return window.map(self.fold)._replace(weight=weight)
 
     def unfold(self, raw: Tensor) -> Tensor:
-        """Parameters of the steps of a window: (..., N, P * C, K) -> (..., T, C, K)."""
-        # (..., N, P * C, K) -> (..., N, P, C, K) -> (..., N * P, C, K)
+        """Split patches into the steps of a window.
+
+        Parameters (..., M, L * C, K) -> (..., T, C, K).
+        """
+        # (..., M, L * C, K) -> (..., M, L, C, K) -> (..., M * L, C, K)
         steps = raw.unflatten(-2, (self.length, -1)).flatten(-4, -3)
         return steps.narrow(-3, self._margins[0], self.num_before + self.num_after)
-
-
-# Windows of up to so many steps have a state at each; longer ones have some so many.
-MAX_SINGLE_STEPS = 48
-NUM_PATCHES = 12
-
-
-def automatic_patch_length(window_length: int, output_length: int) -> int:
-    """Length of the patches of a window for which the user has asked for none.
-
-    A twelfth of the window, shortened so that patches divide the output chunk evenly.
-
-    Parameters
-    ----------
-    window_length, output_length
-        Steps of a training window and of its output chunk.
-    """
-    if window_length <= MAX_SINGLE_STEPS:
-        return 1
-    num_ahead = math.ceil(output_length / (window_length // NUM_PATCHES))
-    return math.ceil(output_length / num_ahead)

@@ -14,7 +14,7 @@ with F the network itself: a Gaussian of scale :math:`\sigma_d` stands still. Th
 log-density at the lowest noise level is that at the highest, where the variable is
 Gaussian, less the integral of the trace along the path.
 
-Letters: N rows, D latent dimension.
+Letters as in :mod:`darts_ddssm.ssm`.
 
 References
 ----------

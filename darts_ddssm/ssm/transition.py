@@ -3,9 +3,9 @@ The latent transition p_psi(z_t | z_{t-j:t-1}, u_t), diffusion or Gaussian.
 
 Both work in coordinates centred on the previous latent, :math:`z_t - z_{t-1}`, and on
 zero at the first step (*persistence*): a shift changes neither a noise level nor a
-difference of scores, and a network that gives zero then says "as before".
+difference of scores, and a network that gives zero then predicts no change.
 
-Letters: N rows, T time steps, D latent dimension, H context size.
+Letters as in :mod:`darts_ddssm.ssm`; U counts all inputs of the transition.
 
 References
 ----------
@@ -13,6 +13,8 @@ References
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from darts_ddssm.ssm.diffusion import (
     preconditioned_denoiser,
     sampling_levels,
 )
+from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.networks import MLP
 from darts_ddssm.ssm.probability_flow import probability_flow_log_prob
 
@@ -36,12 +39,30 @@ SCALE_UPDATE = 0.02
 # Noise levels at which the mean of a transition is read off its denoiser.
 MEAN_LEVELS = [8.0, 4.0, 2.0]
 
-# Noised rows that make a steady estimate for a batch. Training takes no more of them; a
-# small batch in evaluation, where a comparison should not be left to chance, no fewer.
-STEADY_ROWS = 2048
-
 # Rows whose density is computed at a time: their derivatives stay in the cache.
 DENSITY_ROWS = 1024
+
+
+class _Rows(NamedTuple):
+    """Steps of paths of the posterior in centred coordinates, one per row.
+
+    Attributes
+    ----------
+    features
+        Inputs of the context network, (N, F).
+    mean, std
+        Moments of q, (N, D).
+    scale
+        Scale sigma_d, (N, 1).
+    """
+
+    features: Tensor
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "_Rows":
+        return _Rows(*(function(part) for part in self))
 
 
 class Transition(nn.Module, ABC):
@@ -69,28 +90,28 @@ class Transition(nn.Module, ABC):
         return first + started * (rest - first)
 
     @torch.no_grad()
-    def update_scale(self, mean: Tensor, std: Tensor) -> None:
-        """Track the scale of the centred latent: E[v] + E[(mu - mu_p)^2].
+    def track_scale(self, path: PosteriorPath) -> None:
+        """Update sigma_d from paths of the posterior: E[v] + E[(mu - mu_p)^2].
 
-        About zero, where the preconditioned denoiser starts, and not about the mean: a
-        drift that is large beside the noise is then within its range.
+        The square is about zero, where the preconditioned denoiser starts, and not about
+        the mean. A drift that is large beside the noise then lies within its range.
 
         Parameters
         ----------
-        mean, std
-            Moments of q in centred coordinates, (N, T, D).
+        path
+            Paths of a training batch, (N, T, D).
         """
-        num_updates = self.num_updates
+        mean = path.mean - shift_right(path.z)
         new = self.squared_scale.clone()
-        for i, rows in enumerate((slice(0, 1), slice(1, None))):
-            m, s = mean[:, rows], std[:, rows]
+        for i, steps in enumerate((slice(0, 1), slice(1, None))):
+            m, s = mean[:, steps], path.std[:, steps]
             if m.shape[1] > 0:
                 new[i] = m.square().mean() + s.square().mean()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(new)
             new /= torch.distributed.get_world_size()
         # A plain mean of the first values, then an exponential one.
-        rate = (1 / (num_updates + 1)).clamp(min=SCALE_UPDATE)
+        rate = (1 / (self.num_updates + 1)).clamp(min=SCALE_UPDATE)
         self.squared_scale.lerp_(new, rate)
         self.num_updates += 1
 
@@ -102,37 +123,40 @@ class Transition(nn.Module, ABC):
 
     def kl(
         self,
-        z: Tensor,
-        mean: Tensor,
-        std: Tensor,
+        path: PosteriorPath,
         u: Tensor,
-        max_rows: int = STEADY_ROWS,
+        max_rows: int | None = None,
+        num_draws: int = 1,
     ) -> Tensor:
-        """Estimate KL(q(z_t | z_{t-1}) || p(z_t | z_{t-j:t-1})) along a path of q.
+        """Estimate KL(q(z_t | z_{t-1}) || p(z_t | z_{t-j:t-1})) along paths of q.
+
+        A Gaussian transition has it in closed form and heeds neither of the last two
+        arguments.
 
         Parameters
         ----------
-        z
-            A path drawn from q, (N, T, D).
-        mean, std
-            Moments of q at each step given that path, (N, T, D).
+        path
+            Paths with the moments of q, (N, T, D).
         u
             Inputs, (N, T, U).
         max_rows
-            In training, the most steps of all paths that an estimate is made of.
+            The most of the N * T steps that are evaluated, a random choice of them scaled
+            up to all. ``None`` for all.
+        num_draws
+            Number of noise levels for each step, if all are evaluated.
 
         Returns
         -------
         Tensor
-            Divergences in nats, (N, T).
+            KL in nats, (N, T).
         """
-        mean = mean - shift_right(z)
-        if self.training and any(p.requires_grad for p in self.parameters()):
-            self.update_scale(mean, std)
+        mean = path.mean - shift_right(path.z)
+        features, scale = self.context.features(path.z, u), self._scale_along(path.z)
         # (N, T, ...) -> (N * T, ...)
-        parts = (self.context.features(z, u), mean, std, self._scale_along(z))
-        flat = (x.flatten(0, 1) for x in parts)
-        return self._kl(*flat, max_rows).unflatten(0, z.shape[:2])
+        rows = _Rows(*(x.flatten(0, 1) for x in (features, mean, path.std, scale)))
+        kl = self._kl(rows, max_rows, num_draws)
+        # (N * T,) -> (N, T)
+        return kl.unflatten(0, path.z.shape[:2])
 
     def log_prob(self, z: Tensor, u: Tensor) -> Tensor:
         """Log-density of each latent of a path given those before it.
@@ -166,23 +190,18 @@ class Transition(nn.Module, ABC):
 
     def sample(self, history: History, u: Tensor, num_solver_steps: int) -> Tensor:
         """Draw the next latent of each history: inputs (N, U) -> (N, D)."""
-        context = self.context.context(history, u)
+        context = self.context.output(history, u)
         scale = self.scale(history.started)
         return history.previous + self._sample(context, scale, num_solver_steps)
 
     def mean(self, history: History, u: Tensor) -> Tensor:
         """Mean of the next latent of each history: inputs (N, U) -> (N, D)."""
-        context = self.context.context(history, u)
+        context = self.context.output(history, u)
         return history.previous + self._mean(context, self.scale(history.started))
 
     @abstractmethod
-    def _kl(
-        self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor, max_rows: int
-    ) -> Tensor:
-        """Divergence of each row in centred coordinates, (N,).
-
-        ``features`` are those of the context network, which turns them into contexts.
-        """
+    def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
+        """KL of each row, (N,)."""
 
     @abstractmethod
     def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
@@ -216,46 +235,42 @@ class DiffusionTransition(Transition):
         )
         self.noise = LogUniformNoise()
 
-    def _kl(
-        self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor, max_rows: int
-    ) -> Tensor:
-        num_rows = len(mean)
-        if not self.training:
-            num_draws = max(STEADY_ROWS // num_rows, 1)
-            rows = (x.repeat(num_draws, 1) for x in (features, mean, std, scale))
-            # (draws * N,) -> (draws, N) -> (N,)
-            return self._draw_kl(*rows).unflatten(0, (num_draws, num_rows)).mean(0)
-        if num_rows <= max_rows:
-            return self._draw_kl(features, mean, std, scale)
-        # A random part of the rows, scaled up, has the same mean as all of them.
-        rows = torch.randperm(num_rows, device=mean.device)[:max_rows]
-        kl = self._draw_kl(*(x[rows] for x in (features, mean, std, scale)))
-        return mean.new_zeros(num_rows).index_put((rows,), kl * (num_rows / max_rows))
+    def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
+        num_rows = len(rows.mean)
+        if max_rows is not None and num_rows > max_rows:
+            chosen = torch.randperm(num_rows, device=rows.mean.device)[:max_rows]
+            kl = self._draw_kl(rows.map(lambda x: x[chosen])) * (num_rows / max_rows)
+            return rows.mean.new_zeros(num_rows).index_put((chosen,), kl)
+        # (draws * N,) -> (draws, N) -> (N,)
+        kl = self._draw_kl(rows.map(lambda x: x.repeat(num_draws, 1)))
+        return kl.unflatten(0, (num_draws, num_rows)).mean(0)
 
-    def _draw_kl(
-        self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor
-    ) -> Tensor:
-        """Estimate the divergence from one noise level a row, (N,)."""
-        shift = self.network.project_context(self.context.network(features))
+    def _draw_kl(self, rows: _Rows) -> Tensor:
+        """Estimate the KL from one noise level for each row, (N,)."""
+        network = self._network(self.context.network(rows.features))
+        noise = self.noise.draw(rows.mean)
+        return explicit_score_matching(
+            network, rows.mean, rows.std.square(), rows.scale, noise
+        )
 
-        def network(z: Tensor, log_sigma: Tensor) -> Tensor:
-            return self.network(z, shift + self.network.condition(log_sigma))
-
-        noise = self.noise.draw(mean)
-        return explicit_score_matching(network, mean, std.square(), scale, noise)
-
-    def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+    def _network(self, context: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return F(c_in z, log(sigma / sigma_d)) given contexts (N, H)."""
         shift = self.network.project_context(context)
 
         def network(z: Tensor, log_sigma: Tensor) -> Tensor:
             return self.network(z, shift + self.network.condition(log_sigma))
 
-        return probability_flow_log_prob(network, z, scale)
+        return network
 
-    def _denoiser(self, context: Tensor, scale: Tensor, levels: list[float]):
-        """Return the denoiser at the i-th of the levels, in units of the scale."""
+    def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+        return probability_flow_log_prob(self._network(context), z, scale)
+
+    def _denoiser(
+        self, context: Tensor, scale: Tensor, levels: list[float]
+    ) -> Callable[[Tensor, int], Tensor]:
+        """Return the denoiser at the i-th of the levels, which are in units of sigma_d."""
         log_sigmas = context.new_tensor(levels).log().unsqueeze(-1)
-        # once a noise level, and once a row for all noise levels
+        # one projection per noise level, and one per row for all noise levels
         shifts = self.network.condition(log_sigmas)
         shift_of_context = self.network.project_context(context)
 
@@ -274,8 +289,8 @@ class DiffusionTransition(Transition):
         return dpm_solver(self._denoiser(context, scale, levels), noise, levels)
 
     def _mean(self, context: Tensor, scale: Tensor) -> Tensor:
-        # Under noise above the scale a denoiser gives nearly the mean, whatever it sees.
-        # From level to level it is told better where to look.
+        # Under noise far above the scale a denoiser gives nearly the mean, whatever its
+        # input. Each level starts from the mean that the one before found.
         mean = context.new_zeros(len(context), self.latent_dim)
         denoise = self._denoiser(context, scale, MEAN_LEVELS)
         for i in range(len(MEAN_LEVELS)):
@@ -304,12 +319,10 @@ class GaussianTransition(Transition):
         std = nn.functional.softplus(raw_std) + MIN_RELATIVE_STD
         return scale * mean, scale * std
 
-    def _kl(
-        self, features: Tensor, mean: Tensor, std: Tensor, scale: Tensor, max_rows: int
-    ) -> Tensor:
-        context = self.context.network(features)
-        p = torch.distributions.Normal(*self.moments(context, scale))
-        q = torch.distributions.Normal(mean, std)
+    def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
+        context = self.context.network(rows.features)
+        p = torch.distributions.Normal(*self.moments(context, rows.scale))
+        q = torch.distributions.Normal(rows.mean, rows.std)
         return torch.distributions.kl_divergence(q, p).sum(-1)
 
     def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ NUM_LIKELIHOOD, LIKELIHOOD_SAMPLES = 64, 16
 # The series are clean and many: training may be bolder than on real ones.
 LEARNING_RATE = 1e-2
 # All are observed in full, functions of a Markov chain.
-SHARED = {"transition_order": 1, "gap_practice": 0.0}
+SHARED = {"transition_order": 1, "gap_augmentation": 0.0}
 
 
 class Simulation(NamedTuple):
@@ -156,7 +156,7 @@ def summary(frame: pd.DataFrame, folder: Path) -> str:
         "jsd": "JSD to the true density",
         "energy": "energy score",
         "crps": "CRPS",
-        "log_likelihood": "log-likelihood, nats a value",
+        "log_likelihood": "log-likelihood, nats per value",
     }
     mean = frame.groupby(["setting", "method"]).mean(numeric_only=True)
     spread = frame.groupby(["setting", "method"]).std(numeric_only=True)

@@ -67,7 +67,7 @@ def likelihood(model: DDSSMModel, test, args: argparse.Namespace) -> None:
     """Importance-weighted bounds of the log-likelihood against the exact one."""
     series = test.series[: args.num_densities]
     exact = np.array([test.process.log_likelihood(s.values()) for s in series]) / LENGTH
-    print(f"log-likelihood, nats a value: exact {exact.mean():.4f}")
+    print(f"log-likelihood, nats per value: exact {exact.mean():.4f}")
     for num_samples in (1, 8, 32):
         start = time.perf_counter()
         estimate = model.log_likelihood(series, num_samples=num_samples, random_state=0)

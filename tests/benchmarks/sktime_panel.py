@@ -1,5 +1,5 @@
 """
-What the face to sktime costs: one global fit of a panel, beside the same fit through darts.
+What DDSSMForecaster costs: one global fit of a panel, beside the same fit through darts.
 
     python tests/benchmarks/sktime_panel.py
 

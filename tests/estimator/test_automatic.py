@@ -6,8 +6,10 @@ from darts import TimeSeries
 from darts.utils.likelihood_models import torch as likelihoods
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.scaling import prefers_instance_scale
-from darts_ddssm.ssm.patches import automatic_patch_length
+from darts_ddssm.estimator.automatic import (
+    automatic_patch_length,
+    prefers_instance_scale,
+)
 from tests.helpers import drawn, noisy_sine, with_gaps
 
 

@@ -38,9 +38,9 @@ def test_weight_must_be_a_number(tiny, value):
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan"), "0", None, False])
-def test_gap_practice_must_be_a_share(tiny, value):
-    with pytest.raises(ValueError, match=f"`gap_practice` must be .* got `{value!r}`"):
-        tiny(gap_practice=value)
+def test_gap_augmentation_must_be_a_share(tiny, value):
+    with pytest.raises(ValueError, match=f"`gap_augmentation` must be .* got `{value!r}`"):
+        tiny(gap_augmentation=value)
 
 
 def test_transition_must_be_known(tiny):

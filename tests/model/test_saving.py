@@ -160,7 +160,7 @@ def test_weights_into_a_model_that_trains_otherwise(tiny, saved):
         lr_scheduler_kwargs={"gamma": 0.9},
         peak_kl_weight=2.0,
         overshooting_weight=0.0,
-        gap_practice=0.0,
+        gap_augmentation=0.0,
         num_solver_steps=9,
     )
     other.load_weights(saved)

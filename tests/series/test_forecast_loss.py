@@ -1,14 +1,14 @@
-"""The score of forecasts of several steps, as a part of the training loss."""
+"""The loss of forecasts of several steps."""
 
 import numpy as np
 import pytest
 import scoringrules as sr
 import torch
-from darts.utils.likelihood_models.torch import GammaLikelihood, GaussianLikelihood
+from darts.utils.likelihood_models.torch import GammaLikelihood
 
-from darts_ddssm.overshooting import forecast_score
-from darts_ddssm.ssm.patches import Patches
-from darts_ddssm.ssm.state_space import Window
+from darts_ddssm.series.forecast_loss import forecast_loss
+from darts_ddssm.series.model import NormalisedWindow
+from darts_ddssm.ssm.window import Window
 from tests.helpers import noisy_sine
 
 INPUT, OUTPUT = 12, 6
@@ -27,9 +27,9 @@ def model(tiny):
 
 
 def scored(model, window: Window) -> torch.Tensor:
-    likelihood = GaussianLikelihood()
-    patches = Patches(1, INPUT, OUTPUT)
-    return forecast_score(model.model.ssm, likelihood, window, patches, OUTPUT)
+    series_model = model.model.series_model
+    normalised = NormalisedWindow(window, series_model.scale, window.x)
+    return forecast_loss(series_model, normalised, num_samples=2, num_solver_steps=6)
 
 
 def test_it_is_the_crps_of_the_forecast(model):
@@ -38,7 +38,7 @@ def test_it_is_the_crps_of_the_forecast(model):
     with torch.no_grad():
         draws = np.array([scored(model, window).item() for _ in range(400)])
         past = Window(*(x[:, :INPUT] for x in window))
-        history = module.ssm.posterior(module.ssm.encode(past), past, 2000, 6)
+        history = module.ssm.sample_filtered(module.ssm.encode(past), past, 2000, 6)
         ahead = torch.empty(len(window.x) * 2000, OUTPUT, 0)
         raw = module.ssm.decoder(module.ssm.roll_out(history, ahead, 6), ahead)
         samples = module.likelihood.sample(raw).unflatten(0, (2000, -1)).numpy()
@@ -112,7 +112,7 @@ def test_validation_asks_how_good_forecasts_are(tiny):
     assert error < 0.2 * expected
 
 
-def test_validation_asks_for_the_bound_where_single_steps_are_trained(tiny):
+def test_validation_asks_for_the_elbo_where_single_steps_are_trained(tiny):
     series = noisy_sine()
     metrics = [
         tiny(**arguments).fit(series, val_series=series).trainer.callback_metrics

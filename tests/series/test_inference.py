@@ -169,7 +169,7 @@ def model_of_draws(family: str) -> DDSSMModel:
         transition="gaussian",
         latent_dim=1,
         overshooting_weight=0,
-        gap_practice=0.0,
+        gap_augmentation=0.0,
         batch_size=32,
         n_epochs=20,
         optimizer_kwargs={"lr": 3e-2},

@@ -1,11 +1,15 @@
 """Every density of darts, and the parameters of the predictive marginal."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from darts.utils.likelihood_models import torch as likelihoods
 
-from darts_ddssm.density import in_support
+from darts_ddssm.series.likelihoods import FAMILIES as table
+from darts_ddssm.series.likelihoods import family_of, in_support, log_prob
+from darts_ddssm.series.scaling import Scale
 from tests.helpers import noisy_sine, same, with_gaps
 
 ANY = noisy_sine(num_components=2).values()
@@ -127,3 +131,81 @@ def test_beta_nll(tiny):
     ]
     assert not same(*forecasts)
     assert all(np.isfinite(f.values()).all() for f in forecasts)
+
+
+# --- the table of the families --------------------------------------------------------
+
+
+def density(likelihood, raw: torch.Tensor):
+    return likelihood._distr_from_params(likelihood._params_from_output(raw))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_table_says_what_the_density_does(family):
+    kind = getattr(likelihoods, f"{family}Likelihood")
+    likelihood, told = kind(), table[kind]
+    raw = torch.zeros(1, 1, 2, likelihood.num_parameters)
+    one = density(likelihood, raw)
+    # support and a value in it
+    values = torch.tensor([-1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0]).view(-1, 1, 1)
+    pairs = torch.stack([values, 1 - values], dim=-1)[:, 0]
+    assert torch.equal(told.support.check(pairs), one.support.check(pairs))
+    neutral = torch.full((1, 2), told.neutral)
+    assert one.log_prob(neutral if told.joint else neutral[..., None, :]).isfinite().all()
+    assert told.joint == (one.event_shape == (2,))
+    # a derivative where it is used
+    assert one.has_rsample or not told.reparametrised
+    priors = [name for name in inspect.signature(kind).parameters if "prior_" in name]
+    assert told.takes_prior == bool(priors)
+    # where raw parameters go, far on the negative side
+    low = density(likelihood, raw - 30)
+    parameters = likelihood._params_from_output(raw - 30)
+    assert low.batch_shape == one.batch_shape
+    for i, parameter in enumerate(parameters):
+        assert (parameter < -1).all() == (i < told.num_real), i
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if FAMILIES[name] is ANY])
+def test_location_and_scale_move_the_density(family):
+    """A shift and a scaling of data and parameters change the density by its Jacobian."""
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    assert family_of(likelihood).location_scale
+    torch.manual_seed(0)
+    raw, x = torch.randn(2, 3, 1, 2).double(), torch.randn(2, 3, 1).double()
+    scale = Scale(torch.tensor(5.0).double(), torch.tensor(3.0).double())
+    ones = torch.ones_like(x)
+    before = log_prob(likelihood, raw, x, ones)
+    after = log_prob(likelihood, scale.parameters_to_data(raw), scale.to_data(x), ones)
+    torch.testing.assert_close(after, before - np.log(3.0))
+
+
+def test_a_likelihood_of_the_user_has_its_own_support():
+    class Named(likelihoods.GammaLikelihood):
+        pass
+
+    class HalfCauchyLikelihood(likelihoods.TorchLikelihood):
+        def __init__(self):
+            super().__init__(likelihoods.LikelihoodType.HalfNormal, ["scale"])
+
+        def _params_from_output(self, model_output):
+            return (torch.nn.functional.softplus(model_output.squeeze(-1)),)
+
+        def _distr_from_params(self, params):
+            return torch.distributions.HalfCauchy(params[0])
+
+        def sample(self, model_output):
+            return self._distr_from_params(self._params_from_output(model_output)).sample()
+
+        @property
+        def num_parameters(self):
+            return 1
+
+        @property
+        def _prior_params(self):
+            return None
+
+    assert family_of(Named()) == table[likelihoods.GammaLikelihood]
+    told = family_of(HalfCauchyLikelihood())
+    assert told.support is torch.distributions.constraints.nonnegative
+    assert not (told.location_scale or told.reparametrised or told.marginal)
+    assert not told.takes_prior

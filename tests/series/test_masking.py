@@ -1,14 +1,14 @@
-"""Gaps that the encoder practises on."""
+"""Random masking of windows."""
 
 import pytest
 import torch
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 
-from darts_ddssm.window import training_window
-from darts_ddssm.window import with_gaps as hide
+from darts_ddssm.series.batches import training_window
+from darts_ddssm.series.masking import mask_randomly
 
 
-def test_practice_gaps():
+def test_masked_values_form_gaps():
     """Gaps of many lengths in the first rows; nothing that is missing comes back."""
     torch.manual_seed(0)
     num_rows, num_steps = 600, 24
@@ -16,7 +16,7 @@ def test_practice_gaps():
     target[:, 3] = torch.nan
     empty = target[:, :0]
     window = training_window(TorchTrainingBatch(target, future_target=empty), gap=0)
-    hidden = hide(window, num_rows)
+    hidden = mask_randomly(window, num_rows)
     assert torch.equal(hidden.observed[num_rows:], window.observed[num_rows:])
     assert not hidden.observed[:, 3].any()
     assert torch.equal(hidden.x, window.x) and torch.equal(hidden.weight, window.weight)

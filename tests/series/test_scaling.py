@@ -6,7 +6,7 @@ import torch
 from darts.models.components.layer_norm_variants import RINorm
 from darts.utils.likelihood_models import torch as likelihoods
 
-from darts_ddssm.scaling import instance_scale
+from darts_ddssm.series.scaling import instance_scale
 from tests.helpers import drawn, noisy_sine, same, with_gaps
 
 # --- the scale of the training set ----------------------------------------------------

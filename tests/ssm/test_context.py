@@ -39,11 +39,11 @@ def steps_that_see(context: Context, t: int) -> list[int]:
 @pytest.mark.parametrize("input_size", [0, 2])
 def test_step_by_step_is_the_whole_path_at_once(order, input_size):
     context, (z, u) = context_of(order, input_size), path(input_size)
-    history = context.start(NUM_ROWS, z)
+    history = context.init(NUM_ROWS, z)
     steps = []
     for z_t, u_t in zip(z.unbind(1), u.unbind(1), strict=True):
-        steps.append(context.context(history, u_t))
-        history = context.append(history, z_t, u_t)
+        steps.append(context.output(history, u_t))
+        history = context.update(history, z_t, u_t)
     torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u))
 
 
@@ -54,22 +54,22 @@ def test_step_by_step_after_a_path_goes_on_with_it(order, known):
     context = context_of(order)
     # of a kernel that reaches over five steps all, some, and none are in the first part
     z, u = (torch.cat([x, x.flip(1)], dim=1)[:, :num_steps] for x in path())
-    history = context.after(z[:, :known], u[:, :known])
+    history = context.from_path(z[:, :known], u[:, :known])
     steps = []
     for z_t, u_t in zip(z[:, known:].unbind(1), u[:, known:].unbind(1), strict=True):
-        steps.append(context.context(history, u_t))
+        steps.append(context.output(history, u_t))
         torch.testing.assert_close(history.previous, z[:, known + len(steps) - 2])
-        history = context.append(history, z_t, u_t)
+        history = context.update(history, z_t, u_t)
     torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u)[:, known:])
 
 
 @pytest.mark.parametrize("order", [1, 3, None])
 def test_history_knows_its_last_latent(order):
     context, (z, u) = context_of(order), path()
-    history = context.start(NUM_ROWS, z)
+    history = context.init(NUM_ROWS, z)
     assert not history.started.any() and not history.previous.any()
     for z_t, u_t in zip(z.unbind(1), u.unbind(1), strict=True):
-        history = context.append(history, z_t, u_t)
+        history = context.update(history, z_t, u_t)
         assert history.started.all()
         torch.testing.assert_close(history.previous, z_t)
 

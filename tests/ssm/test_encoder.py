@@ -62,7 +62,7 @@ def test_path_and_its_gradients_are_those_of_a_plain_loop():
         weight = torch.linspace(1, 2, z.numel()).double().view_as(z)
         return (weight * (z.sin() + mean.square() + std.log())).sum()
 
-    drawn = encoder.path(encoder(x), FLOOR)
+    drawn = encoder.sample_path(encoder(x), FLOOR)
     z, mean, std = (each.detach() for each in drawn)
     looped = path_by_steps(encoder, encoder(x), noise=(z - mean) / std)
     torch.testing.assert_close(looped, drawn)
@@ -74,14 +74,14 @@ def test_path_and_its_gradients_are_those_of_a_plain_loop():
 
 def test_std_is_never_under_its_floor():
     encoder = random_encoder(std=10.0)  # drives some stds to nothing but the floor
-    _, _, std = encoder.path(encoder(features(num_series=200)), FLOOR)
+    _, _, std = encoder.sample_path(encoder(features(num_series=200)), FLOOR)
     assert (std >= FLOOR.unsqueeze(-1)).all()
     torch.testing.assert_close(std.amin((0, 2)), FLOOR)
 
 
 def test_noise_is_standard_and_independent():
     encoder = random_encoder()
-    z, mean, std = encoder.path(encoder(features(num_series=4000)), FLOOR)
+    z, mean, std = encoder.sample_path(encoder(features(num_series=4000)), FLOOR)
     # (B, T, D) -> (B, T * D)
     noise = ((z - mean) / std).flatten(1)
     # A sample covariance is off by 1 / sqrt(B), a variance by sqrt(2 / B).
@@ -119,7 +119,7 @@ def test_untrained_path_does_not_explode():
     torch.manual_seed(0)
     encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32).double()
     floor = torch.full((150,), 0.01).double()
-    z, _, std = encoder.path(encoder(features(1000, 150)), floor)
+    z, _, std = encoder.sample_path(encoder(features(1000, 150)), floor)
     ratio = z[:, -1].square().mean() / std.square().sum(1).mean()
     assert 0.5 < ratio < 2
 

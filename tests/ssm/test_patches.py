@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from darts_ddssm.ssm.patches import Patches
-from darts_ddssm.ssm.state_space import Window
+from darts_ddssm.ssm.window import Window
 
 
 def window_of(num_steps: int, num_components: int = 2) -> Window:
@@ -20,7 +20,7 @@ def window_of(num_steps: int, num_components: int = 2) -> Window:
 def test_what_is_cut_is_joined_again(length, num_before, num_after):
     patches = Patches(length, num_before, num_after)
     window = window_of(num_before + num_after)
-    folded = patches.window(window)
+    folded = patches.fold_window(window)
     assert folded.x.shape == (3, patches.before + patches.after, 2 * length)
     # two parameters of each value
     joined = patches.unfold(torch.stack([folded.x, folded.observed], dim=-1))
@@ -39,7 +39,7 @@ def test_a_forecast_starts_with_a_patch():
 def test_nothing_is_observed_outside_the_window():
     """There the weight is that of the nearest step: part of a patch weighs as a whole."""
     window = window_of(9, 1)
-    folded = Patches(3, 4, 5).window(window)
+    folded = Patches(3, 4, 5).fold_window(window)
     assert folded.observed[0].tolist() == [[0, 0, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]]
     assert (folded.weight[:, 0, :2] == window.weight[:, :1, 0]).all()
     assert (folded.weight[:, -1, 2] == window.weight[:, -1, 0]).all()
@@ -47,5 +47,5 @@ def test_nothing_is_observed_outside_the_window():
 
 def test_a_patch_of_one_step_changes_nothing():
     window = window_of(9)
-    folded = Patches(1, 4, 5).window(window)
+    folded = Patches(1, 4, 5).fold_window(window)
     assert all(torch.equal(a, b) for a, b in zip(folded, window, strict=True))

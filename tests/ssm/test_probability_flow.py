@@ -197,13 +197,13 @@ def test_densities_of_a_path(kind, order, monkeypatch):
     z, u = torch.randn(3, 5, 2).double(), torch.randn(3, 5, 1).double()
     path = transition.log_prob(z, u)
     assert path.shape == (3, 5)
-    history = transition.context.start(3, z)
+    history = transition.context.init(3, z)
     for t in range(5):
-        context = transition.context.context(history, u[:, t])
+        context = transition.context.output(history, u[:, t])
         centred = z[:, t] - history.previous
         step = transition._log_prob(context, centred, transition.scale(history.started))
         torch.testing.assert_close(path[:, t], step)
-        history = transition.context.append(history, z[:, t], u[:, t])
+        history = transition.context.update(history, z[:, t], u[:, t])
     monkeypatch.setattr("darts_ddssm.ssm.transition.DENSITY_ROWS", 4)
     torch.testing.assert_close(transition.log_prob(z, u), path)
 
@@ -212,9 +212,9 @@ def test_density_of_the_gaussian_transition():
     torch.manual_seed(0)
     transition = GaussianTransition(MarkovContext(2, 0, 8, 1), 8)
     z = torch.randn(4, 3, 2)
-    history = transition.context.start(4, z)
+    history = transition.context.init(4, z)
     mean, std = transition.moments(
-        transition.context.context(history, z[:, 0, :0]), transition.scale(history.started)
+        transition.context.output(history, z[:, 0, :0]), transition.scale(history.started)
     )
     truth = Normal(mean, std).log_prob(z[:, 0]).sum(-1)
     torch.testing.assert_close(transition.log_prob(z, z[..., :0])[:, 0], truth)

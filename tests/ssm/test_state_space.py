@@ -1,4 +1,4 @@
-"""The state-space model as a whole: gaps, layouts, its bound and its forecasts."""
+"""The state-space model as a whole: gaps, layouts, its ELBO and its forecasts."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from darts_ddssm.ssm.context import History
-from darts_ddssm.ssm.state_space import StateSpaceModel, Window
+from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.ssm.window import Window
 from tests.helpers import assert_mean, assert_same_mean, randomised
 
 each_model = pytest.mark.parametrize(
@@ -47,6 +48,12 @@ def window_of(num_series: int = 2, num_steps: int = 6) -> Window:
     return Window(x, observed, u, past, weight=torch.ones_like(x))
 
 
+def elbo_terms(
+    model: StateSpaceModel, window: Window, num_encoder_rows: int = 0
+) -> tuple[Tensor, Tensor]:
+    return model.elbo_terms(window, model.sample_posterior(window), num_encoder_rows)
+
+
 def series_of(window: Window, i: int) -> Window:
     return Window(*(x[i : i + 1] for x in window))
 
@@ -65,7 +72,7 @@ def forecast(
     mean: bool = False,
 ) -> tuple[History, Tensor]:
     """Histories of S * B paths and the paths that follow, (S, B, n, D)."""
-    history = model.posterior(
+    history = model.sample_filtered(
         model.encode(window), window, num_samples, num_solver_steps=4, mean=mean
     )
     path = model.roll_out(
@@ -81,16 +88,16 @@ def forecast(
 def test_values_in_gaps_never_matter(transition, order):
     model, window = model_of(transition, order), window_of()
 
-    def elbo(x: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(x: Tensor) -> tuple[Tensor, Tensor]:
         torch.manual_seed(3)
-        return model.elbo(window._replace(x=x))
+        return elbo_terms(model, window._replace(x=x))
 
-    expected = elbo(window.x)
+    expected = terms(window.x)
     gaps = window.observed == 0
-    elsewhere = elbo(window.x.masked_fill(gaps, 1e6))
+    elsewhere = terms(window.x.masked_fill(gaps, 1e6))
     torch.testing.assert_close(elsewhere, expected, rtol=0, atol=0)
     # a value that is observed does matter, to both
-    observed = elbo(window.x.masked_fill(~gaps, 1.0))
+    observed = terms(window.x.masked_fill(~gaps, 1.0))
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(observed, expected, strict=True))
 
 
@@ -114,24 +121,24 @@ def test_where_nothing_is_observed_the_transition_takes_over(transition, order):
     window = window._replace(observed=observed)
     projection = model.encode(window)
     arguments = dict(num_samples=1, num_solver_steps=4, mean=True)
-    drawn = model.posterior(projection, window, **arguments).previous
-    before = model.posterior(projection[:4], first_steps(window, 4), **arguments)
+    drawn = model.sample_filtered(projection, window, **arguments).previous
+    before = model.sample_filtered(projection[:4], first_steps(window, 4), **arguments)
     path = model.roll_out(before, window.transition_inputs[:, 4:], 4, mean=True)
     torch.testing.assert_close(drawn[0], path[0, -1])
     full = window._replace(observed=torch.ones_like(observed))
-    encoded = model.posterior(projection, full, **arguments).previous
+    encoded = model.sample_filtered(projection, full, **arguments).previous
     torch.testing.assert_close(drawn[1], encoded[1])
     assert (encoded[0] - path[0, -1]).abs().max() > 1e-3
 
 
 @each_model
-def test_divergence_ends_with_the_observations(transition, order):
+def test_kl_ends_with_the_observations(transition, order):
     """Not at a gap before them."""
     model, window = model_of(transition, order), window_of()
     observed = torch.ones_like(window.observed)
     observed[0, 4:] = 0.0
     observed[1, 2:5] = 0.0
-    _, kl = model.elbo(window._replace(observed=observed))
+    _, kl = elbo_terms(model, window._replace(observed=observed))
     assert (kl[0, 4:] == 0).all() and (kl[0, :4] != 0).all() and (kl[1] != 0).all()
 
 
@@ -181,15 +188,13 @@ def test_sampled_forecast_does_not_depend_on_the_other_series(transition, order)
 
 
 @each_model
-def test_posterior_ends_where_the_paths_of_the_bound_do(transition, order):
+def test_filtering_ends_where_posterior_paths_do(transition, order):
     """Step by step, many samples at once, and by the fused path: one distribution."""
     model, window = model_of(transition, order), series_of(window_of(), 1)
     copies = Window(*(x.repeat(4000, 1, 1) for x in window))
     with torch.no_grad():
-        z, _, _ = model.encoder.path(
-            model.encode(copies), model.transition.min_std(window.x.shape[1])
-        )
-        last = model.posterior(
+        z = model.sample_posterior(copies).z
+        last = model.sample_filtered(
             model.encode(window), window, 4000, num_solver_steps=4
         ).previous
     assert_same_mean(last, z[:, -1])
@@ -206,7 +211,7 @@ def test_posterior_ends_where_the_paths_of_the_bound_do(transition, order):
 def test_any_type_and_length(transition, order, dtype, num_steps):
     model = model_of(transition, order).to(dtype).train()
     window = Window(*(x.to(dtype) for x in window_of(num_steps=num_steps)))
-    parameters, kl = model.elbo(window)
+    parameters, kl = elbo_terms(model, window)
     assert parameters.shape == (2, num_steps, NUM_COMPONENTS, 2)
     assert kl.shape == (2, num_steps)
     (parameters.square().sum() + kl.sum()).backward()
@@ -221,7 +226,7 @@ def test_any_type_and_length(transition, order, dtype, num_steps):
     assert path.isfinite().all()
 
 
-# --- the bound ------------------------------------------------------------------------
+# --- the ELBO -------------------------------------------------------------------------
 
 SLOPE, STD, NOISE_STD, LENGTH = 0.8, 0.6, 0.3, 10
 
@@ -235,18 +240,22 @@ def exact_marginal() -> MultivariateNormal:
     return MultivariateNormal(torch.zeros(LENGTH).double(), covariance)
 
 
-def bound(model: StateSpaceModel, x: Tensor) -> Tensor:
-    """Estimates of the evidence bound of each of the series, (B, T) -> (B,)."""
+def elbo(model: StateSpaceModel, x: Tensor) -> Tensor:
+    """Estimates of the ELBO of each of the series, (B, T) -> (B,)."""
     x = x.unsqueeze(-1)
     ones, none = torch.ones_like(x), x[..., :0]
-    parameters, kl = model.elbo(Window(x, ones, none, none, weight=ones))
+    window = Window(x, ones, none, none, weight=ones)
+    path = model.sample_posterior(window)
+    if model.training:
+        model.transition.track_scale(path)
+    parameters, kl = model.elbo_terms(window, path)
     mean, raw_std = parameters.unbind(-1)
     std = torch.nn.functional.softplus(raw_std)
     return (Normal(mean, std).log_prob(x).sum(-1) - kl).sum(-1)
 
 
 @pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
-def test_trained_bound_is_just_under_the_exact_log_likelihood(transition):
+def test_trained_elbo_is_just_under_the_exact_log_likelihood(transition):
     torch.manual_seed(0)
     exact = exact_marginal()
     model = StateSpaceModel(
@@ -263,7 +272,7 @@ def test_trained_bound_is_just_under_the_exact_log_likelihood(transition):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=300)
     for _ in range(300):
-        loss = -bound(model, exact.sample((64,)).float()).mean()
+        loss = -elbo(model, exact.sample((64,)).float()).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -273,42 +282,42 @@ def test_trained_bound_is_just_under_the_exact_log_likelihood(transition):
     model.double().eval()
     x = exact.sample((4000,))
     with torch.no_grad():
-        off = (bound(model, x) - exact.log_prob(x)) / LENGTH
-    # between 0.1 nats a value under it and 0, beyond the error
+        off = (elbo(model, x) - exact.log_prob(x)) / LENGTH
+    # between 0.1 nats per value under it and 0, beyond the error
     assert_mean(off, -0.05, allowance=0.05)
 
 
-# --- practice -------------------------------------------------------------------------
+# --- rows for the encoder alone -------------------------------------------------------
 
 
 @each_model
-def test_practice_teaches_the_encoder_alone(transition, order):
+def test_first_rows_teach_the_encoder_alone(transition, order):
     """The other networks learn from the other rows, and from them as ever."""
     model, window = model_of(transition, order), window_of(num_series=5)
 
-    def gradients(window: Window, num_practice: int) -> dict[str, Tensor]:
+    def gradients(window: Window, num_encoder_rows: int) -> dict[str, Tensor]:
         torch.manual_seed(3)
         model.zero_grad()
-        raw, kl = model.elbo(window, num_practice)
+        raw, kl = elbo_terms(model, window, num_encoder_rows)
         (raw[:2].square().sum() + kl[:2].sum()).backward()
         return {name: p.grad for name, p in model.named_parameters()}
 
-    for name, gradient in gradients(window, num_practice=2).items():
+    for name, gradient in gradients(window, num_encoder_rows=2).items():
         learns = name.startswith("encoder")
         assert (gradient is not None and gradient.any()) == learns, name
-    for name, gradient in gradients(window, num_practice=0).items():
+    for name, gradient in gradients(window, num_encoder_rows=0).items():
         assert gradient is not None and gradient.any(), name
 
 
-def test_practice_does_not_change_the_bound():
+def test_who_learns_does_not_change_the_elbo():
     model, window = model_of("gaussian", 2), window_of(num_series=5)
-    bounds = []
-    for num_practice in (0, 2, 5):
+    terms = []
+    for num_encoder_rows in (0, 2, 5):
         torch.manual_seed(3)
-        bounds.append(model.elbo(window, num_practice))
-    for raw, kl in bounds[1:]:
-        torch.testing.assert_close(raw, bounds[0][0])
-        torch.testing.assert_close(kl, bounds[0][1])
+        terms.append(elbo_terms(model, window, num_encoder_rows))
+    for raw, kl in terms[1:]:
+        torch.testing.assert_close(raw, terms[0][0])
+        torch.testing.assert_close(kl, terms[0][1])
 
 
 # --- states ---------------------------------------------------------------------------
@@ -323,10 +332,10 @@ def test_states_after_the_last_observation_are_a_forecast(transition, order):
     observed[0, 4:] = 0.0
     window = window._replace(observed=observed)
     torch.manual_seed(3)
-    z = model.smooth(window, 2000, num_solver_steps=4).unflatten(0, (2000, 2))
+    z = model.sample_smoothed(window, 2000, num_solver_steps=4).unflatten(0, (2000, 2))
     # the first series, as far as it goes, and rolled on
     known = Window(*(x[:1, :4] for x in window))
-    history = model.posterior(model.encode(known), known, 2000, num_solver_steps=4)
+    history = model.sample_filtered(model.encode(known), known, 2000, num_solver_steps=4)
     inputs = window.transition_inputs[:1, 4:].repeat(2000, 1, 1)
     ahead = model.roll_out(history, inputs, num_solver_steps=4)
     # what the encoder is told of missing steps bends the known ones a little
@@ -335,7 +344,7 @@ def test_states_after_the_last_observation_are_a_forecast(transition, order):
     torch.testing.assert_close(z[:, 0, 4:].std(0), spread, rtol=0.3, atol=0)
     # the other series ends in q
     torch.manual_seed(3)
-    encoded, _ = model.encoded_paths(window, 2000)
+    encoded = model.sample_posterior(window, 2000).z
     assert torch.equal(z[:, 1], encoded.unflatten(0, (2000, 2))[:, 1])
     assert not torch.equal(z[:, 0], encoded.unflatten(0, (2000, 2))[:, 0])
 
@@ -347,7 +356,17 @@ def test_states_after_the_last_observation_are_a_forecast(transition, order):
 def test_importance_weights_against_a_grid(transition):
     """The likelihood of a short series by the forward recursion on a grid of states."""
     torch.manual_seed(0)
-    model = StateSpaceModel(1, 1, 0, 0, 1, 1, transition, hidden_size=8, reach=4)
+    model = StateSpaceModel(
+        num_components=1,
+        num_parameters=1,
+        input_size=0,
+        past_size=0,
+        reach=4,
+        latent_dim=1,
+        transition_order=1,
+        transition=transition,
+        hidden_size=8,
+    )
     model = randomised(model).eval().requires_grad_(False)
     model.transition.squared_scale.copy_(torch.tensor([1.0, 0.5]))
     x = torch.tensor([0.3, -0.5, 1.0, 0.2]).double().view(1, -1, 1)
@@ -372,7 +391,8 @@ def test_importance_weights_against_a_grid(transition):
             log_weight = moved.logsumexp(0) + log_cell
     exact = log_weight.logsumexp(0) + log_cell
 
-    z, log_q = model.encoded_paths(window, 20_000)
+    path = model.sample_posterior(window, 20_000)
+    z, log_q = path.z, path.log_prob()
     log_p = model.transition.log_prob(z, z[..., :0])
     log_weights = (emission(z, z[..., :0], x) + log_p - log_q).sum(1)
     weights = (log_weights - exact).exp()

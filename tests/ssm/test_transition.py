@@ -1,12 +1,13 @@
-"""The transitions: their divergence, the scale they track and what they learn."""
+"""The transitions: their KL, the scale they track and what they learn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from darts_ddssm.ssm.context import History, MarkovContext, RecurrentContext
+from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.transition import (
     DiffusionTransition,
     GaussianTransition,
@@ -36,18 +37,18 @@ def no_inputs(z: Tensor) -> Tensor:
     return z[..., :0]
 
 
-def posterior(num_rows: int, num_steps: int, latent_dim: int = 1) -> tuple[Tensor, ...]:
+def posterior(num_rows: int, num_steps: int, latent_dim: int = 1) -> PosteriorPath:
     """A path with moments of q that go with it."""
     shape = (num_rows, num_steps, latent_dim)
     mean = torch.randn(shape).double().cumsum(1)
     std = 0.2 + torch.rand(shape).double()
-    return mean + std * torch.randn_like(std), mean, std
+    return PosteriorPath(mean + std * torch.randn_like(std), mean, std)
 
 
 def history_of(transition: Transition, z: Tensor) -> History:
     """Histories that end with the latents of z (N, D), the first of their paths."""
     context = transition.context
-    return context.append(context.start(len(z), z), z, no_inputs(z))
+    return context.update(context.init(len(z), z), z, no_inputs(z))
 
 
 def train(transition: Transition, paths: Callable[[], Tensor], steps: int) -> None:
@@ -57,7 +58,9 @@ def train(transition: Transition, paths: Callable[[], Tensor], steps: int) -> No
     transition.train()
     for _ in range(steps):
         z = paths()
-        kl = transition.kl(z, z, torch.full_like(z, 0.02), no_inputs(z))
+        path = PosteriorPath(z, z, torch.full_like(z, 0.02))
+        transition.track_scale(path)
+        kl = transition.kl(path, no_inputs(z))
         optimizer.zero_grad()
         kl.mean().backward()
         optimizer.step()
@@ -74,11 +77,11 @@ def autoregression(num_rows: int, num_steps: int) -> Tensor:
     return torch.stack(z, dim=1)
 
 
-# --- the divergence -------------------------------------------------------------------
+# --- the KL ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [1, 3, None])
-def test_gaussian_divergence_is_the_closed_form_of_its_moments(order):
+def test_gaussian_kl_is_the_closed_form_of_its_moments(order):
     transition = randomised(transition_of(GaussianTransition, 3, order))
     transition.squared_scale.copy_(float64(0.5, 2.0))
     transition.eval()
@@ -90,7 +93,7 @@ def test_gaussian_divergence_is_the_closed_form_of_its_moments(order):
     mean_p[:, 1:] += z[:, :-1]  # persistence
     terms = (std_p / std).log() + (std**2 + (mean - mean_p) ** 2) / (2 * std_p**2) - 0.5
 
-    kl = transition.kl(z, mean, std, no_inputs(z))
+    kl = transition.kl(PosteriorPath(z, mean, std), no_inputs(z))
     torch.testing.assert_close(kl, terms.sum(-1))
 
 
@@ -101,24 +104,26 @@ def test_estimate_is_unbiased_in_every_layout():
     # Each step after the first depends on one latent alone: two-step windows hold it.
     rows = [torch.cat([x[:, :2], x[:, 1:]]) for x in window]
 
-    @torch.no_grad()
-    def estimates(parts: list[Tensor], num_copies: int) -> Tensor:
-        z, mean, std = (x.repeat(num_copies, 1, 1) for x in parts)
-        return transition.kl(z, mean, std, no_inputs(z)).unflatten(0, (num_copies, -1))
+    transition.track_scale(window)
 
-    # In training, where not all rows of a large batch need be noised. The scale is that
-    # of the window from the first call on, however many copies are seen.
-    training = estimates(window, 20_000)[:, 0]
-    calls = torch.cat([estimates(window, 1)[0] for _ in range(500)])
-    transition.eval()
+    @torch.no_grad()
+    def estimates(parts: Sequence[Tensor], num_copies: int, **kwargs: int) -> Tensor:
+        path = PosteriorPath(*(x.repeat(num_copies, 1, 1) for x in parts))
+        kl = transition.kl(path, no_inputs(path.z), **kwargs)
+        return kl.unflatten(0, (num_copies, -1))
+
     batch = estimates(window, 5000)[:, 0]
-    assert_same_mean(batch, training)
-    assert_same_mean(batch, calls)
+    assert_same_mean(batch, torch.cat([estimates(window, 1)[0] for _ in range(500)]))
+    # of some of the rows, and of several noise levels for each
+    assert_same_mean(batch, estimates(window, 20_000, max_rows=2048)[:, 0])
+    draws = estimates(window, 1000, num_draws=5)[:, 0]
+    assert_same_mean(batch, draws)
+    assert (draws.var(0) < 0.5 * batch.var(0)).all()
     assert_same_mean(batch[:, 1:], estimates(rows, 5000)[:, :, 1])
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_divergence_is_that_of_the_change_since_the_last_latent(kind):
+def test_kl_is_that_of_the_change_since_the_last_latent(kind):
     """Where the context is blind to the latents, a shift of all of them is unseen."""
     transition = randomised(transition_of(kind, 2)).eval()
     for parameter in transition.context.parameters():
@@ -127,7 +132,8 @@ def test_divergence_is_that_of_the_change_since_the_last_latent(kind):
 
     def kl(shift: float) -> Tensor:
         torch.manual_seed(0)
-        return transition.kl(z + shift, mean + shift, std, no_inputs(z))
+        path = PosteriorPath(z + shift, mean + shift, std)
+        return transition.kl(path, no_inputs(z))
 
     torch.testing.assert_close(kl(7.0)[:, 1:], kl(0.0)[:, 1:])
     # the first step has no latent before it
@@ -150,13 +156,13 @@ def squared_scales(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_scale_is_tracked_in_training(kind):
+def test_scale_is_the_mean_of_what_was_tracked(kind):
     transition = transition_of(kind).train()
     torch.manual_seed(1)
     one, other = posterior(50, 6), posterior(50, 6)
-    transition.kl(*one, no_inputs(one[0]))
+    transition.track_scale(one)
     torch.testing.assert_close(scales(transition) ** 2, squared_scales(*one))
-    transition.kl(*other, no_inputs(one[0]))
+    transition.track_scale(other)
     torch.testing.assert_close(
         scales(transition) ** 2, (squared_scales(*one) + squared_scales(*other)) / 2
     )
@@ -168,20 +174,20 @@ def test_scale_follows_a_change(kind):
     torch.manual_seed(1)
     z, mean, std = posterior(20, 6)
     for _ in range(5):
-        transition.kl(10 * z, 10 * mean, 10 * std, no_inputs(z))
+        transition.track_scale(PosteriorPath(10 * z, 10 * mean, 10 * std))
     for _ in range(1000):
-        transition.update_scale(mean - torch.cat([0 * z[:, :1], z[:, :-1]], 1), std)
+        transition.track_scale(PosteriorPath(z, mean, std))
     torch.testing.assert_close(
         scales(transition) ** 2, squared_scales(z, mean, std), rtol=1e-3, atol=0
     )
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_scale_is_fixed_in_evaluation(kind):
-    transition = transition_of(kind).eval()
+def test_kl_leaves_the_scale_as_it_is(kind):
+    transition = transition_of(kind).train()
     before = scales(transition)
-    z, mean, std = posterior(5, 4)
-    transition.kl(z, mean, std, no_inputs(z))
+    path = posterior(5, 4)
+    transition.kl(path, no_inputs(path.z))
     torch.testing.assert_close(scales(transition), before, rtol=0, atol=0)
 
 
@@ -189,10 +195,10 @@ def test_scale_is_fixed_in_evaluation(kind):
 def test_one_step_windows_leave_the_scale_of_other_steps(kind):
     transition = transition_of(kind).train()
     before = scales(transition)
-    z, mean, std = posterior(50, 1)
-    transition.kl(z, mean, std, no_inputs(z))
+    path = posterior(50, 1)
+    transition.track_scale(path)
     after = scales(transition)
-    torch.testing.assert_close(after[0] ** 2, (mean**2).mean() + (std**2).mean())
+    torch.testing.assert_close(after[0] ** 2, (path.mean**2).mean() + (path.std**2).mean())
     torch.testing.assert_close(after[1], before[1])
 
 
@@ -200,12 +206,12 @@ def test_one_step_windows_leave_the_scale_of_other_steps(kind):
 def test_scale_is_saved_with_the_weights(kind):
     trained, fresh = transition_of(kind).train(), transition_of(kind).train()
     one, other = posterior(50, 6), posterior(50, 6)
-    trained.kl(*one, no_inputs(one[0]))
+    trained.track_scale(one)
     assert (scales(fresh) != scales(trained)).all()
     fresh.load_state_dict(trained.state_dict())
     # also how many values went into it: the next one counts as much in both
     for transition in (trained, fresh):
-        transition.kl(*other, no_inputs(one[0]))
+        transition.track_scale(other)
     torch.testing.assert_close(scales(fresh), scales(trained), rtol=0, atol=0)
 
 
@@ -252,7 +258,7 @@ def test_diffusion_transition_learns_a_linear_system(trained_diffusion, last):
     z = torch.full((num_rows, 1), last or 0.0).double()
     history = history_of(transition, z)
     if last is None:
-        history = transition.context.start(num_rows, z)
+        history = transition.context.init(num_rows, z)
     with torch.no_grad():
         mean = transition.mean(history, no_inputs(z))[0]
         draws = transition.sample(history, no_inputs(z), num_solver_steps=16)

@@ -14,8 +14,8 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.series.batches import training_window
 from darts_ddssm.ssm.state_space import StateSpaceModel
-from darts_ddssm.window import training_window
 from tests.helpers import TRAINER, noisy_sine
 
 
@@ -164,29 +164,30 @@ def test_a_gap_says_nothing(tiny):
     batch = TorchTrainingBatch(past_target=target, future_target=torch.randn(4, 6, 2))
     window = training_window(batch, gap=0)
     assert torch.isfinite(window.x).all()
-    module = tiny().fit(noisy_sine(num_components=2)).model.eval()
+    model = tiny().fit(noisy_sine(num_components=2)).model.series_model
     losses = []
     for value in (0.0, 1e6):
         x = torch.where(window.observed > 0, window.x, value)
         torch.manual_seed(0)
-        losses.append(module.negative_elbo(window._replace(x=x), kl_weight=1.0))
+        normalised = model.normalise(window._replace(x=x))
+        losses.append(model.negative_elbo(normalised, model.posterior(normalised)))
     assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("share, rows", [(0, 0), (0.25, 4), (0.75, 12)])
-def test_gaps_are_practised_on_a_share_of_each_batch(tiny, monkeypatch, share, rows):
-    practised = []
+def test_a_share_of_each_batch_is_masked(tiny, monkeypatch, share, rows):
+    masked = []
 
-    def spy(model, window, num_practice=0):
-        if model.training:
-            practised.append((num_practice, int((window.observed == 0).any((1, 2)).sum())))
-        return elbo(model, window, num_practice)
+    def spy(model, window, path, num_encoder_rows, **kwargs):
+        hidden = int((window.observed == 0).any((1, 2)).sum())
+        masked.append((num_encoder_rows, hidden))
+        return elbo_terms(model, window, path, num_encoder_rows, **kwargs)
 
-    elbo = StateSpaceModel.elbo
-    monkeypatch.setattr(StateSpaceModel, "elbo", spy)
+    elbo_terms = StateSpaceModel.elbo_terms
+    monkeypatch.setattr(StateSpaceModel, "elbo_terms", spy)
     # 63 windows: three batches of 16 and one of 15
-    tiny(n_epochs=1, batch_size=16, gap_practice=share).fit(noisy_sine())
-    told, hidden = zip(*practised, strict=True)
+    tiny(n_epochs=1, batch_size=16, gap_augmentation=share).fit(noisy_sine())
+    told, hidden = zip(*masked, strict=True)
     assert told == (rows,) * 3 + (int(share * 15),)
     # a row may be lucky and lose nothing
     assert 0.5 * sum(told) <= sum(hidden) <= sum(told)

@@ -1,17 +1,19 @@
 """
-From darts' batches to the model's :class:`~darts_ddssm.ssm.state_space.Window`.
+From darts' batches to the model's :class:`~darts_ddssm.ssm.window.Window`.
 
 The only file that knows how darts lays out a batch. A window is the input chunk, the
 gap of ``output_chunk_shift`` steps if there is one, and the output chunk, joined. One
 rule holds for targets and covariates alike: what is NaN or was not given is unknown,
 its value is set to zero and a flag says so.
 
-Past covariates act on the state after theirs: the first state of a forecast is told those
-of the last one's steps, the later ones nothing. Of how many steps a state is, says `lag`.
+Past covariates are inputs of the transition to the next state. They are therefore delayed
+by the number of steps that a state stands for, ``lag``: one, or a patch. In a forecast the
+first state has those of the last steps of the past, and the later states have none.
 
-Letters: B batch, I input chunk, G gap, n steps ahead, T = I + G + n, C components,
-F features of a covariate, S static features.
+Letters as in :mod:`darts_ddssm.ssm`.
 """
+
+from typing import TypeAlias
 
 import torch
 from darts.utils.data.torch_datasets.utils import (
@@ -21,10 +23,10 @@ from darts.utils.data.torch_datasets.utils import (
 )
 from torch import Tensor
 
-from darts_ddssm.ssm.state_space import Window
+from darts_ddssm.ssm.window import Window
 
 # Anything with darts' slots of covariates.
-Batch = PLModuleInput | TorchInferenceBatch | TorchTrainingBatch
+Batch: TypeAlias = PLModuleInput | TorchInferenceBatch | TorchTrainingBatch
 
 
 def flagged(values: Tensor) -> Tensor:
@@ -34,6 +36,7 @@ def flagged(values: Tensor) -> Tensor:
 
 
 def _unknown(like: Tensor, num_steps: int) -> Tensor:
+    """Return so many unknown steps of a tensor (B, T, F)."""
     return like.new_full((like.shape[0], num_steps, like.shape[2]), torch.nan)
 
 
@@ -44,14 +47,14 @@ def _inputs(batch: Batch, future: Tensor | None, num_steps: int) -> Tensor:
     if future is not None:
         parts.append(flagged(future))
     if batch.static_covariates is not None:
-        # (B, C or 1, S) -> (B, 1, C * S) -> (B, T, C * S)
+        # (B, C or 1, F) -> (B, 1, C * F) -> (B, T, C * F)
         static = batch.static_covariates.flatten(1).unsqueeze(1)
         parts.append(flagged(static.expand(-1, num_steps, -1)))
     return torch.cat(parts, dim=-1)
 
 
 def _lagged_past(batch: Batch, num_steps: int, lag: int) -> Tensor:
-    """Past covariates of ``lag`` steps before, from the first step: -> (B, T, P)."""
+    """Past covariates, delayed by ``lag`` steps, of the first T steps: (B, T, P)."""
     past, target = batch.past_covariates, batch.past_target
     if past is None:
         return target.new_empty(target.shape[0], num_steps, 0)
@@ -63,6 +66,7 @@ def _lagged_past(batch: Batch, num_steps: int, lag: int) -> Tensor:
 def _window(
     batch: Batch, x: Tensor, future: Tensor | None, weight: Tensor, lag: int
 ) -> Window:
+    """Return the window of targets (B, T, C), covariates and weights."""
     num_steps = x.shape[1]
     return Window(
         x=x.nan_to_num(),
@@ -76,8 +80,8 @@ def _window(
 def training_window(batch: TorchTrainingBatch, gap: int, lag: int = 1) -> Window:
     """Join the input chunk, the gap and the output chunk of a training batch.
 
-    darts gives sample weights of the output chunk alone; the steps before it get their
-    mean, so that a window of little weight has little weight as a whole.
+    darts gives sample weights for the output chunk alone. The steps before it have their
+    mean, so that the weight of a window is that of all its steps.
 
     Parameters
     ----------
@@ -117,53 +121,36 @@ def context_window(batch: PLModuleInput | TorchInferenceBatch, lag: int = 1) -> 
     return _window(batch, x, batch.historic_future_covariates, torch.ones_like(x), lag)
 
 
-def inputs_ahead(
-    batch: PLModuleInput | TorchInferenceBatch, gap: int, num_steps: int, lag: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Inputs of the gap and of the steps ahead: (B, G + n, U) and (B, G + n, P).
+def horizon_window(
+    batch: PLModuleInput | TorchInferenceBatch, gap: int, n: int, lag: int = 1
+) -> Window:
+    """Return the gap and the horizon of a forecast: inputs, and nothing observed.
 
     Parameters
     ----------
     batch
         A batch of darts' inference dataset, or the input of ``forward``.
     gap
-        Number of steps between the input chunk and the forecast.
-    num_steps
-        Number n of steps that are forecast.
+        Number G of steps between the input chunk and the forecast.
+    n
+        Number of steps that are forecast.
     lag
         Number of steps after which past covariates act.
+
+    Returns
+    -------
+    Window
+        G + n steps.
     """
     future = batch.future_covariates
     if future is not None:
-        future = torch.cat([_unknown(future, gap), future[:, :num_steps]], dim=1)
-    length = batch.past_target.shape[1]
-    past = _lagged_past(batch, length + gap + num_steps, lag)[:, length:]
-    return _inputs(batch, future, gap + num_steps), past
-
-
-def with_gaps(window: Window, num_rows: int) -> Window:
-    """Hide some values of the first rows, as gaps of many lengths would.
-
-    Each row is divided into cells of equal length, from one step to half a window, and
-    every cell is hidden with one probability, up to a half: all components of it or, in
-    half of the rows, each by itself.
-
-    Parameters
-    ----------
-    window
-        The data.
-    num_rows
-        Number of rows to hide values of.
-    """
-    x = window.x[:num_rows]
-    num_steps, num_components = x.shape[1:]
-    share, together, offset, log_length = torch.rand(4, num_rows, 1, 1).to(x)
-    length = (num_steps / 2) ** log_length
-    steps = torch.arange(num_steps).to(x).unsqueeze(-1)
-    # (B, T, 1) -> (B, T, C)
-    cells = (steps / length + offset).long().expand(-1, -1, num_components)
-    draws = torch.rand(num_rows, num_steps + 1, num_components).to(x)
-    draws = torch.where(together < 0.5, draws[..., :1], draws)
-    seen = draws.gather(1, cells) >= share / 2
-    observed = torch.cat([window.observed[:num_rows] * seen, window.observed[num_rows:]])
-    return window._replace(observed=observed)
+        future = torch.cat([_unknown(future, gap), future[:, :n]], dim=1)
+    length, num_steps = batch.past_target.shape[1], gap + n
+    blank = torch.zeros_like(_unknown(batch.past_target, num_steps))
+    return Window(
+        x=blank,
+        observed=blank,
+        u=_inputs(batch, future, num_steps),
+        past=_lagged_past(batch, length + num_steps, lag)[:, length:],
+        weight=torch.ones_like(blank),
+    )

@@ -1,11 +1,11 @@
 """
-The face to sktime: :class:`DDSSMForecaster`, installed by ``darts-ddssm[sktime]``.
+The model as a forecaster of sktime: :class:`DDSSMForecaster`.
 """
 
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,9 @@ import torch
 from darts import TimeSeries
 from darts.utils.likelihood_models.torch import TorchLikelihood
 
-from darts_ddssm.checks import check, check_positive_integer
-from darts_ddssm.frames import (
+from darts_ddssm.estimator.sequences import prolonged
+from darts_ddssm.model import DDSSMModel
+from darts_ddssm.sktime.time_index import (
     Instances,
     Key,
     check_rows,
@@ -28,8 +29,7 @@ from darts_ddssm.frames import (
     steps_ahead,
     with_frequency,
 )
-from darts_ddssm.model import DDSSMModel
-from darts_ddssm.whole_series import prolonged
+from darts_ddssm.validation import check, check_positive_integer
 
 try:
     from sktime.forecasting.base import BaseForecaster, ForecastingHorizon
@@ -58,7 +58,7 @@ class DDSSMForecaster(BaseForecaster):
       theirs too. Calls with the same horizon return the same paths.
     - A panel or a hierarchy is fitted by one global model, in which every node is a
       series, totals included; forecasts of a hierarchy do not add up unless sktime's
-      ``ReconcilerForecaster`` makes them. For one model a series, use
+      ``ReconcilerForecaster`` makes them. For one model per series, use
       ``ForecastByLevel(forecaster, groupby="local")``.
     - A relative horizon counts from the end of each series, an absolute one is the same
       for all.
@@ -95,16 +95,16 @@ class DDSSMForecaster(BaseForecaster):
     hidden_size
         Width of the hidden layers of all networks.
     num_solver_steps
-        Number of network evaluations that draw one time step of a forecast.
+        Number of network evaluations that draw one latent state of a forecast.
     peak_kl_weight
-        Weight of the divergence in the training loss midway in training.
+        Weight of the KL in the training loss midway in training.
     overshooting_weight
-        Weight of forecasts of several steps in the training loss.
-    gap_practice
-        Share of each training batch in which values are hidden to practise gaps.
+        Weight of the forecast loss in the training loss.
+    gap_augmentation
+        Share of the windows of each training batch in which values are masked at random.
     patch_length
-        Number of time steps that share one latent state. ``None`` for one in windows of
-        moderate length and more in longer ones.
+        Number of time steps that share one latent state. ``None`` for 1 in windows of up
+        to 48 steps, and for about twelve states in longer ones.
     likelihood
         The density of an observation given the state, one of darts' torch likelihoods.
         ``None`` for ``GaussianLikelihood()``.
@@ -199,7 +199,7 @@ class DDSSMForecaster(BaseForecaster):
         num_solver_steps: int = 12,
         peak_kl_weight: float = 1.0,
         overshooting_weight: float = 1.0,
-        gap_practice: float = 0.25,
+        gap_augmentation: float = 0.25,
         patch_length: int | None = None,
         likelihood: TorchLikelihood | None = None,
         use_reversible_instance_norm: bool | dict | None = None,
@@ -213,29 +213,18 @@ class DDSSMForecaster(BaseForecaster):
         num_samples: int = 500,
         random_state: int | None = None,
     ) -> None:
-        self.input_chunk_length = input_chunk_length
-        self.output_chunk_length = output_chunk_length
-        self.latent_dim = latent_dim
-        self.transition_order = transition_order
-        self.transition = transition
-        self.hidden_size = hidden_size
-        self.num_solver_steps = num_solver_steps
-        self.peak_kl_weight = peak_kl_weight
-        self.overshooting_weight = overshooting_weight
-        self.gap_practice = gap_practice
-        self.patch_length = patch_length
-        self.likelihood = likelihood
-        self.use_reversible_instance_norm = use_reversible_instance_norm
-        self.batch_size = batch_size
-        self.n_epochs = n_epochs
-        self.optimizer_cls = optimizer_cls
-        self.optimizer_kwargs = optimizer_kwargs
-        self.lr_scheduler_cls = lr_scheduler_cls
-        self.lr_scheduler_kwargs = lr_scheduler_kwargs
-        self.pl_trainer_kwargs = pl_trainer_kwargs
-        self.num_samples = num_samples
-        self.random_state = random_state
+        # sktime finds each argument as an attribute of its name
+        own = ("self", "__class__")
+        self.__dict__.update({k: v for k, v in locals().items() if k not in own})
         super().__init__()
+
+    pretrained_: "_Trained"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # of forecasters that earlier versions pickled
+        if "gap_practice" in state:
+            state["gap_augmentation"] = state.pop("gap_practice")
+        self.__dict__.update(state)
 
     @property
     def model_(self) -> DDSSMModel:
@@ -248,7 +237,7 @@ class DDSSMForecaster(BaseForecaster):
         check_positive_integer("num_samples", self.num_samples)
         self._index_names = y.index.names
         self._seen_y = instances(y)
-        self._seen_X = None if X is None else instances(X)
+        self._seen_X: Instances | None = None if X is None else instances(X)
         self._seed = self.random_state
         if self._seed is None:
             self._seed = int(torch.randint(2**31, ()))
@@ -407,7 +396,7 @@ class DDSSMForecaster(BaseForecaster):
             self._seen_X is not None,
             "`X` must be passed to `fit` if it is to be used later, got it only later.",
         )
-        return merged("X", self._seen_X, instances(X))
+        return merged("X", cast(Instances, self._seen_X), instances(X))
 
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:

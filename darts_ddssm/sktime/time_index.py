@@ -8,6 +8,7 @@ of missing values.
 """
 
 from collections.abc import Hashable, Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from darts import TimeSeries
 from darts.logging import raise_log
 from pandas.tseries.frequencies import to_offset
 
-from darts_ddssm.checks import check
+from darts_ddssm.validation import check
 
 # The rows of each series by time; the key is () for a series that is alone.
 Key = tuple[Hashable, ...]
@@ -84,7 +85,7 @@ def frequency(indices: Iterable[pd.Index]) -> pd.offsets.BaseOffset | None:
     return min(grids, key=len).freq
 
 
-def grid(index: pd.Index, last: Hashable, freq: pd.offsets.BaseOffset | None) -> pd.Index:
+def grid(index: pd.Index, last: Any, freq: pd.offsets.BaseOffset | None) -> pd.Index:
     """All times from the first of an index to ``last``.
 
     Raises

@@ -1,4 +1,4 @@
-"""Checks of arguments that several faces share."""
+"""Checks of arguments, one for each kind."""
 
 from math import isfinite
 from numbers import Integral, Real
@@ -32,3 +32,8 @@ def check_share(name: str, value: Any) -> None:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     in_range = is_number and 0 <= value < 1
     check(in_range, f"`{name}` must be a number >= 0 and < 1, got `{value!r}`.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise a `ValueError` that names a value which is none of the choices."""
+    check(value in choices, f"`{name}` must be one of {choices}, got `{value!r}`.")

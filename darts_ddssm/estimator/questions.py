@@ -1,0 +1,190 @@
+"""
+Asking questions: samples to the Lightning module and answers back.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from darts import TimeSeries
+from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
+from darts.utils.data.torch_datasets.utils import TorchInferenceSample
+from torch.utils.data import DataLoader
+
+from darts_ddssm.estimator.data_checks import window_length
+from darts_ddssm.estimator.sequences import (
+    STEPS,
+    Sample,
+    blank_series,
+    collate,
+    data_type,
+    sample_of,
+)
+from darts_ddssm.series.inference import FilteredStates, Question, TransitionDraws
+from darts_ddssm.validation import check, check_positive_integer
+
+
+def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
+    """Yield the places of at most ``batch_size`` samples of one length."""
+    by_length: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        by_length.setdefault(len(sample.past_target), []).append(i)
+    for places in by_length.values():
+        for start in range(0, len(places), batch_size):
+            yield places[start : start + batch_size]
+
+
+def ask(
+    model: MixedCovariatesTorchModel,
+    question: type[Question],
+    samples: Sequence[Sample],
+    num_samples: int,
+    batch_size: int | None,
+    verbose: bool | None,
+) -> list[np.ndarray]:
+    """Ask a question about each of the samples and return the answers in their order.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    question
+        The kind of question.
+    samples
+        Series with their covariates.
+    num_samples, batch_size, verbose
+        Arguments of the method that asks.
+    """
+    if batch_size is not None:
+        check_positive_integer("batch_size", batch_size)
+    batches = list(_batches(samples, batch_size or model.batch_size))
+    questions = [
+        question(collate([samples[i] for i in places]), num_samples, model.num_solver_steps)
+        for places in batches
+    ]
+    found: list[np.ndarray] = [np.empty(0)] * len(samples)
+    for places, answer in zip(batches, answers(model, questions, verbose), strict=True):
+        # (S, B, ...) -> B of (S, ...); (B,) -> B of ()
+        for i, one in zip(
+            places, np.moveaxis(answer, min(1, answer.ndim - 1), 0), strict=True
+        ):
+            found[i] = one
+    return found
+
+
+def answers(
+    model: MixedCovariatesTorchModel, questions: Sequence[Question], verbose: bool | None
+) -> list[np.ndarray]:
+    """Let the Lightning module answer on the trainer's device, as it forecasts."""
+    model.trainer = model._setup_trainer(None, model.model, verbose, model.n_epochs)
+    # a list will do for a dataset
+    loader: DataLoader = DataLoader(list(questions), batch_size=None)  # type: ignore[arg-type]
+    found = model.trainer.predict(model.model, loader)
+    # numpy knows no bfloat16
+    found = [x.float() if x.dtype == torch.bfloat16 else x for x in found]
+    return [x.cpu().numpy() for x in found]
+
+
+def ask_filtered(
+    model: MixedCovariatesTorchModel,
+    samples: Sequence[Sample],
+    num_samples: int,
+    batch_size: int | None,
+    verbose: bool | None,
+) -> list[np.ndarray]:
+    """Return states given the past of each step, (S, T, D) for each sample.
+
+    Parameters
+    ----------
+    model, samples, num_samples, batch_size, verbose
+        As for :func:`ask`.
+    """
+    length = window_length(model)
+    pasts = [
+        part_of(sample, slice(max(end - length, 0), end))
+        for sample in samples
+        for end in range(1, len(sample.past_target) + 1)
+    ]
+    states = ask(model, FilteredStates, pasts, num_samples, batch_size, verbose)
+    ends = np.cumsum([len(sample.past_target) for sample in samples])[:-1]
+    # T of (S, D) for each sample -> (S, T, D)
+    return [z.swapaxes(0, 1) for z in np.split(np.stack(states), ends)]
+
+
+def part_of(sample: Sample, steps: slice) -> Sample:
+    """Return some of the time steps of a sample."""
+    kept = {name: getattr(sample, name) for name in STEPS}
+    parts = {name: None if x is None else x[steps] for name, x in kept.items()}
+    return TorchInferenceSample(**parts, static_covariates=sample.static_covariates)
+
+
+def histories_of(model: MixedCovariatesTorchModel, state: np.ndarray) -> np.ndarray:
+    """Return states (D,), (T, D) or (N, T, D) as histories (N, T, D).
+
+    Raises
+    ------
+    ValueError
+        If ``state`` is not finite or of another shape.
+    """
+    states = np.asarray(state, dtype=data_type(model))
+    dim = model.model.ssm.latent_dim
+    check(
+        1 <= states.ndim <= 3 and states.shape[-1:] == (dim,) and states.size > 0,
+        f"`state` must have shape `({dim},)`, `(T, {dim})` or `(N, T, {dim})`, got "
+        f"`{states.shape}`.",
+    )
+    check(bool(np.isfinite(states).all()), "`state` must be finite.")
+    # (D,), (T, D) or (N, T, D) -> (N, T, D)
+    return states.reshape((-1, *np.atleast_2d(states).shape[-2:]))
+
+
+def transition_question(
+    model: MixedCovariatesTorchModel,
+    histories: np.ndarray,
+    num_samples: int,
+    past_covariates: TimeSeries | None,
+    future_covariates: TimeSeries | None,
+    static_covariates: pd.DataFrame | None,
+) -> TransitionDraws:
+    """Return the question which states follow some histories.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    histories
+        States, oldest first, (N, T, D).
+    num_samples
+        Number S of draws from each history.
+    past_covariates, future_covariates, static_covariates
+        Arguments of the method that asks.
+    """
+    # of the given states, and of the one that follows too
+    num_given = histories.shape[1] * model.model.patch_length
+    num_steps = num_given + model.model.patch_length
+    times = None
+    if future_covariates is not None:
+        times = future_covariates[-num_steps:]
+    elif past_covariates is not None:
+        check(
+            len(past_covariates) >= num_given,
+            f"`past_covariates` must cover the {num_given} steps of the given states, got "
+            f"{len(past_covariates)}.",
+        )
+        times = past_covariates[-num_given:]
+    sample = sample_of(
+        model,
+        "sample_transition",
+        blank_series(model, num_steps, times, static_covariates),
+        past_covariates,
+        future_covariates,
+        ("past_covariates", "historic_future_covariates", "static_covariates"),
+        # without covariates, the state is at no time
+        encode=times is not None,
+    )
+    batch = collate([sample] * len(histories))
+    states = torch.from_numpy(histories)
+    return TransitionDraws(batch, num_samples, model.num_solver_steps, states)

@@ -1,0 +1,248 @@
+"""
+Whole series as samples, with their covariates.
+
+darts' datasets cut series into chunks. Here a series is one sample as it is, with its
+covariates at its own time steps.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from darts import TimeSeries
+from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
+from darts.utils.data.torch_datasets.utils import (
+    TorchInferenceBatch,
+    TorchInferenceSample,
+)
+from darts.utils.ts_utils import SeriesType, get_series_seq_type, series2seq
+from darts.utils.utils import generate_index
+
+from darts_ddssm.estimator.data_checks import (
+    check_data,
+    check_fitted,
+    check_range,
+    window_length,
+)
+from darts_ddssm.validation import check
+
+Series: TypeAlias = TimeSeries | Sequence[TimeSeries]
+Sample: TypeAlias = TorchInferenceSample
+
+# The parts of a sample that have time steps, and all of its parts.
+STEPS = ("past_target", "past_covariates", "historic_future_covariates")
+SLOTS = (*STEPS, "static_covariates")
+
+
+def _on_index(covariates: TimeSeries, index: pd.Index) -> np.ndarray:
+    """Values at the times of an index, NaN where there are none: (T, F)."""
+    frame = pd.DataFrame(covariates.values(copy=False), index=covariates.time_index)
+    return frame.reindex(index).to_numpy()
+
+
+def prolonged(series: TimeSeries, num_steps: int) -> TimeSeries:
+    """Append unknown values to a series."""
+    shape = (num_steps, series.n_components, series.n_samples)
+    return series.append_values(np.full(shape, np.nan, dtype=series.dtype))
+
+
+def collate(samples: Sequence[Sample]) -> TorchInferenceBatch:
+    """Join samples of one length."""
+
+    def join(name: str) -> torch.Tensor | None:
+        parts = [getattr(sample, name) for sample in samples]
+        return None if parts[0] is None else torch.from_numpy(np.stack(parts))
+
+    return TorchInferenceBatch(**{name: join(name) for name in SLOTS})
+
+
+def data_type(model: MixedCovariatesTorchModel) -> np.dtype:
+    """Return the type of the data that a model was trained on."""
+    return model.train_sample.past_target.dtype
+
+
+def whole_series(
+    model: MixedCovariatesTorchModel,
+    method: str,
+    series: Series | None,
+    past_covariates: Series | None,
+    future_covariates: Series | None,
+) -> tuple[Sequence[TimeSeries], list[Sample], bool]:
+    """Return whole series, their samples, and whether there was but one.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    method
+        Name of the method that asks, for messages.
+    series, past_covariates, future_covariates
+        Arguments of the method. ``None`` for the training series.
+    """
+    check_fitted(model, method)
+    if series is None:
+        check(
+            model.training_series is not None,
+            f"`series` must be given to `{method}()`, since the model was fitted to "
+            "several series or does not hold them.",
+        )
+        series = model.training_series
+        past_covariates = past_covariates or model.past_covariate_series
+        future_covariates = future_covariates or model.future_covariate_series
+    single = get_series_seq_type(series) == SeriesType.SINGLE
+    sequence, past, future = (
+        series2seq(one) for one in (series, past_covariates, future_covariates)
+    )
+    for name, covariates in (("past", past), ("future", future)):
+        check(
+            covariates is None or len(covariates) == len(sequence),
+            f"`{name}_covariates` must have one series for each of `series`.",
+        )
+    for i, one in enumerate(sequence):
+        check(
+            one.n_samples == 1,
+            f"`series` must have one sample, got {one.n_samples} (at sequence index "
+            f"`{i}`).",
+        )
+        check(
+            len(one) >= model.input_chunk_length,
+            "`series` must have at least `input_chunk_length`, "
+            f"{model.input_chunk_length}, steps, got {len(one)} (at sequence index `{i}`).",
+        )
+    check_data(model, sequence, past, future)
+    samples = [
+        sample_of(model, method, one, past and past[i], future and future[i])
+        for i, one in enumerate(sequence)
+    ]
+    return sequence, samples, single
+
+
+def sample_of(
+    model: MixedCovariatesTorchModel,
+    method: str,
+    series: TimeSeries,
+    past_covariates: TimeSeries | None,
+    future_covariates: TimeSeries | None,
+    optional: Sequence[str] = (),
+    encode: bool = True,
+) -> Sample:
+    """Return a whole series with its covariates, as darts' datasets give a chunk.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    method
+        Name of the method that asks, for messages.
+    series, past_covariates, future_covariates
+        One series with its covariates.
+    optional
+        Names of parts of the sample that are unknown if they are not given.
+    encode
+        Whether the covariates of ``add_encoders`` are added.
+    """
+    given = {"past_covariates": past_covariates, "future_covariates": future_covariates}
+    if encode and model.encoders is not None and model.encoders.encoding_available:
+        # those of the whole series, as the start of a forecast would need them; darts
+        # asks for the steps of a training window at least
+        missing = max(window_length(model) - len(series), 0)
+        past, future = model.generate_fit_predict_encodings(
+            model.output_chunk_length,
+            [prolonged(series, missing)],
+            past_covariates and [past_covariates],
+            future_covariates and [future_covariates],
+        )
+        past_covariates = past and past[0]
+        future_covariates = future and future[0]
+    check_data(
+        model,
+        [],
+        past_covariates and [past_covariates],
+        future_covariates and [future_covariates],
+    )
+    index = series.time_index
+    parts = {"past_target": series.values(copy=False)}
+    for name, slot, covariates in (
+        ("past_covariates", "past_covariates", past_covariates),
+        ("future_covariates", "historic_future_covariates", future_covariates),
+    ):
+        if covariates is None:
+            continue
+        check(
+            covariates.freq == series.freq,
+            f"`{name}` must have the frequency of `series`, got `{covariates.freq}` beside "
+            f"`{series.freq}`.",
+        )
+        # past covariates may end before the series
+        needed = index if name == "future_covariates" else index[:1]
+        check(
+            needed.isin(covariates.time_index).all(),
+            f"`{name}` must cover `series` from {needed[0]} to {needed[-1]} in "
+            f"`{method}()`, got {covariates.start_time()} to {covariates.end_time()}.",
+        )
+        parts[slot] = _on_index(covariates, index)
+        if slot in optional and given[name] is None:
+            # encodings alone, which darts puts after the user's covariates
+            width = getattr(model.train_sample, slot).shape[1] - parts[slot].shape[1]
+            unknown = ((0, 0), (width, 0))
+            parts[slot] = np.pad(parts[slot], unknown, constant_values=np.nan)
+    if model.uses_static_covariates and series.static_covariates is not None:
+        static = series.static_covariates_values(copy=False)
+        check_range("static_covariates", 0, static)
+        parts["static_covariates"] = static
+    for slot in optional:
+        trained = getattr(model.train_sample, slot)
+        if trained is not None and slot not in parts:
+            parts[slot] = np.full((len(index), trained.shape[1]), np.nan)
+            if slot == "static_covariates":
+                parts[slot] = np.full_like(trained, np.nan)
+    parts = {name: values.astype(data_type(model)) for name, values in parts.items()}
+    # darts looks for the part of the future covariates that lies ahead
+    sample = TorchInferenceSample(
+        **parts, future_covariates=parts.get("historic_future_covariates")
+    )
+    # darts' own check of what is there and of how many components it has
+    model._validate_predict_ds_output(model.train_sample, sample)
+    return sample
+
+
+def blank_series(
+    model: MixedCovariatesTorchModel,
+    num_steps: int,
+    covariates: TimeSeries | None,
+    static_covariates: pd.DataFrame | None,
+) -> TimeSeries:
+    """Return a series of missing values like those of training.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    num_steps
+        Number of steps.
+    covariates
+        The series starts with them, or if there are none with the training series.
+    static_covariates
+        Its static covariates, or None for those of the training series if there was one.
+    """
+    size = model.train_sample.past_target.shape[1]
+    example = model._example
+    if example is None:
+        blank = np.empty((1, size), dtype=data_type(model))
+        example = TimeSeries.from_values(blank)
+    times = example if covariates is None else covariates
+    freq = times.freq if model._example is None else example.freq
+    index = generate_index(times.start_time(), length=num_steps, freq=freq)
+    if static_covariates is None and model.training_series is not None:
+        static_covariates = example.static_covariates
+    return TimeSeries(
+        times=index,
+        values=np.full((num_steps, size, 1), np.nan, dtype=data_type(model)),
+        components=example.components,
+        static_covariates=static_covariates,
+        hierarchy=example.hierarchy,
+    )

@@ -1,0 +1,86 @@
+r"""
+The loss of forecasts of several steps, in training and in validation: their CRPS.
+
+The ELBO trains each step of the transition given the step before. Errors that hardly
+matter there add up over a horizon. And where one step of the past says nearly all about
+the next, the ELBO hardly asks what an earlier one says. Windows are therefore also
+forecast as a user would, from the input chunk alone, and the forecast is compared with
+the output chunk: overshooting, after [1]_, with a proper score in place of a KL.
+
+In validation the same score tells which epoch is the best: forecasts of several steps may
+long have become worse while the ELBO, one step at a time, is still improving.
+
+.. math::
+    \mathrm{CRPS} = E |X - y| - \tfrac{1}{2} E |X - X'|
+
+Letters as in :mod:`darts_ddssm.ssm`.
+
+References
+----------
+.. [1] Hafner et al., "Learning Latent Dynamics for Planning from Pixels", ICML 2019.
+"""
+
+import torch
+from torch import Tensor
+
+from darts_ddssm.series.model import NormalisedWindow, SeriesModel
+
+
+def forecast_loss(
+    model: SeriesModel,
+    normalised: NormalisedWindow,
+    num_samples: int,
+    num_solver_steps: int,
+    max_windows: int | None = None,
+) -> Tensor:
+    """Mean CRPS of forecasts of the output chunk, a scalar in units of normalised values.
+
+    Transition and decoder learn from it; the encoder learns from the ELBO alone.
+
+    Parameters
+    ----------
+    model
+        The model. Its family must have reparametrised draws.
+    normalised
+        Training windows, B of I + G + n steps.
+    num_samples
+        Number S of samples of each window, at least 2.
+    num_solver_steps
+        Number of network evaluations for each state of a diffusion transition.
+    max_windows
+        The most windows that are forecast, a random choice of them. ``None`` for all.
+    """
+    window, n = normalised.window, model.output_chunk_length
+    if max_windows is not None:
+        rows = torch.randperm(len(window.x), device=window.x.device)[:max_windows]
+        window = window.map(lambda x: x[rows])
+    cut = model.training_patches
+    patches = cut.fold_window(window)
+    past = patches.map(lambda x: x[:, : cut.before])
+    ahead = patches.map(lambda x: x[:, cut.before :])
+    with torch.no_grad():
+        # The encoder's path, in gaps too. Filtering would follow the transition there, as
+        # a forecast does, step by step, which takes long.
+        z = model.ssm.sample_posterior(past, num_samples).z
+        history = model.ssm.transition.context.from_path(
+            z, past.transition_inputs.repeat(num_samples, 1, 1)
+        )
+    # (B, ...) -> (S * B, ...)
+    inputs = ahead.transition_inputs.repeat(num_samples, 1, 1)
+    z = model.ssm.roll_out(history, inputs, num_solver_steps)
+    num_ahead = model.output_chunk_shift + n
+    raw = model.decode(z, ahead.u.repeat(num_samples, 1, 1), model.patches(0, num_ahead))
+    raw = raw[:, -n:]
+    actual = window.map(lambda x: x[:, -n:])
+    if not raw.isfinite().all():
+        # no distribution, for the caller to see
+        return raw.sum()
+    parameters = model.likelihood._params_from_output(raw)
+    draws: Tensor = model.likelihood._distr_from_params(parameters).rsample()
+    # (S * B, n, C) -> (S, B, n, C)
+    draws = draws.unflatten(0, (num_samples, -1))
+    distance = (draws - actual.x).abs().mean(0)
+    # of all pairs of two different samples
+    spread = (draws.unsqueeze(1) - draws).abs().sum((0, 1))
+    crps = distance - spread / (2 * num_samples * (num_samples - 1))
+    return (crps * actual.observed * actual.weight).mean()

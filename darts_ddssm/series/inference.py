@@ -1,0 +1,202 @@
+"""
+What can be asked of a model beside forecasts, each question with its answer.
+
+A question travels through Lightning's trainer as a batch does, so that devices, precisions
+and progress bars are Lightning's affair here too.
+
+Letters as in :mod:`darts_ddssm.ssm`; B series of T time steps, cut into M patches.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from darts.utils.data.torch_datasets.utils import TorchInferenceBatch
+from torch import Tensor
+
+from darts_ddssm.series.batches import context_window
+from darts_ddssm.series.likelihoods import given_the_rest, log_prob
+from darts_ddssm.series.model import NormalisedWindow, SeriesModel, group_sizes
+from darts_ddssm.ssm.patches import Patches
+from darts_ddssm.ssm.window import Window
+
+# The most latents, one per row, that are drawn at a time, to bound the memory.
+MAX_ROWS = 2**16
+
+
+@dataclass
+class Question(ABC):
+    """A question about whole series.
+
+    Parameters
+    ----------
+    batch
+        Whole series as the input chunks of a batch, B of them.
+    num_samples
+        Number S of samples.
+    num_solver_steps
+        Number of network evaluations for each state of a diffusion transition.
+    """
+
+    batch: TorchInferenceBatch
+    num_samples: int
+    num_solver_steps: int
+
+    @abstractmethod
+    def answer(self, model: SeriesModel) -> Tensor:
+        """Return the answer for all series."""
+
+    def _normalised(self, model: SeriesModel) -> NormalisedWindow:
+        return model.normalise(context_window(self.batch, model.patch_length))
+
+    def _cut(self, model: SeriesModel) -> Patches:
+        """Return how the series are cut: their last patches are whole."""
+        return model.patches(self.batch.past_target.shape[1])
+
+    def _group_sizes(self) -> Iterator[int]:
+        """Sizes of groups of samples that bound the memory."""
+        num_series, num_steps, _ = self.batch.past_target.shape
+        return group_sizes(self.num_samples, MAX_ROWS // (num_series * num_steps))
+
+
+class SmoothedStates(Question):
+    """States given the whole series, one per patch: (S, B, M, D)."""
+
+    def answer(self, model: SeriesModel) -> Tensor:
+        patches = self._cut(model).fold_window(self._normalised(model).window)
+        paths = [
+            model.ssm.sample_smoothed(patches, size, self.num_solver_steps)
+            for size in self._group_sizes()
+        ]
+        # (S * B, M, D) -> (S, B, M, D)
+        return torch.cat(paths).unflatten(0, (self.num_samples, -1))
+
+
+class FilteredStates(Question):
+    """The state at the last step of each series: (S, B, D)."""
+
+    def answer(self, model: SeriesModel) -> Tensor:
+        encoded = model.encode(context_window(self.batch, model.patch_length))
+        given = encoded.projection, encoded.patches
+        states = [
+            model.ssm.sample_filtered(*given, size, self.num_solver_steps).previous
+            for size in self._group_sizes()
+        ]
+        # (S * B, D) -> (S, B, D)
+        return torch.cat(states).unflatten(0, (self.num_samples, -1))
+
+
+class LogLikelihood(Question):
+    """Importance-weighted estimate of the log-density of each series in nats: (B,)."""
+
+    def answer(self, model: SeriesModel) -> Tensor:
+        normalised = self._normalised(model)
+        log_weights = [
+            self._log_weights(model, normalised, size) for size in self._group_sizes()
+        ]
+        log_mean = torch.cat(log_weights).logsumexp(0) - math.log(self.num_samples)
+        if model.family.location_scale:
+            change = normalised.window.observed * normalised.scale.spread.log()
+            log_mean = log_mean - change.sum((1, 2))
+        return log_mean
+
+    def _log_weights(
+        self, model: SeriesModel, normalised: NormalisedWindow, num_samples: int
+    ) -> Tensor:
+        """Return log p(x, z) - log q(z | x) of paths drawn from q: (S, B)."""
+        window, cut = normalised.window, self._cut(model)
+        # the values that the emission is a density of
+        x = window.x if model.family.location_scale else normalised.data
+        patches = cut.fold_window(window)
+        path = model.ssm.sample_posterior(patches, num_samples)
+        # (B, ...) -> (S * B, ...), sample by sample
+        x, observed = (part.repeat(num_samples, 1, 1) for part in (x, window.observed))
+        patches = patches.map(lambda part: part.repeat(num_samples, 1, 1))
+        log_p = model.ssm.transition.log_prob(path.z, patches.transition_inputs)
+        raw = model.decode(path.z, patches.u, cut)
+        log_emission = log_prob(model.likelihood, raw, x, observed)
+        # after the last observation the states integrate to one
+        log_ratio = (log_p - path.log_prob()) * patches.until_last_observation
+        # (S * B, T) and (S * B, M) -> (S * B,) -> (S, B)
+        total = log_emission.sum(1) + log_ratio.sum(1)
+        return total.unflatten(0, (num_samples, -1))
+
+
+class Imputation(Question):
+    """Joint samples of what would be observed, given what is: (S, B, T, C)."""
+
+    def answer(self, model: SeriesModel) -> Tensor:
+        normalised, cut = self._normalised(model), self._cut(model)
+        patches = cut.fold_window(normalised.window)
+        samples = []
+        for size in self._group_sizes():
+            z = model.ssm.sample_smoothed(patches, size, self.num_solver_steps)
+            drawn = _draw(model, normalised, z, patches, cut, size)
+            observed = normalised.window.observed
+            samples.append(
+                given_the_rest(model.likelihood, drawn, normalised.data, observed)
+            )
+        return torch.cat(samples)
+
+
+class Simulation(Question):
+    """Series from scratch, of T steps each: (S, B, T, C)."""
+
+    def answer(self, model: SeriesModel) -> Tensor:
+        normalised = self._normalised(model)
+        # the first patch is whole
+        cut = model.patches(0, normalised.data.shape[1])
+        patches = cut.fold_window(normalised.window)
+        samples = []
+        for size in self._group_sizes():
+            inputs = patches.transition_inputs.repeat(size, 1, 1)
+            history = model.ssm.transition.context.init(len(inputs), normalised.data)
+            z = model.ssm.roll_out(history, inputs, self.num_solver_steps)
+            samples.append(_draw(model, normalised, z, patches, cut, size))
+        return torch.cat(samples)
+
+
+def _draw(
+    model: SeriesModel,
+    normalised: NormalisedWindow,
+    z: Tensor,
+    patches: Window,
+    cut: Patches,
+    num_samples: int,
+) -> Tensor:
+    """Draw observations along paths of states (S * B, M, D): (S, B, T, C)."""
+    raw = model.decode(z, patches.u.repeat(num_samples, 1, 1), cut)
+    # (S * B, T, C, K) -> (S, B, T, C, K)
+    return model.draw(raw.unflatten(0, (num_samples, -1)), normalised.scale)
+
+
+@dataclass
+class TransitionDraws(Question):
+    """The state that follows each history: (S, B, D).
+
+    Parameters
+    ----------
+    states
+        Histories, oldest state first, (B, M, D). The batch has one patch more, for the
+        inputs of the state that follows.
+    """
+
+    states: Tensor
+
+    def answer(self, model: SeriesModel) -> Tensor:
+        window = context_window(self.batch, model.patch_length)
+        inputs = self._cut(model).fold_window(window).transition_inputs
+        transition = model.ssm.transition
+        history = transition.context.init(len(self.states), self.states)
+        for t, z in enumerate(self.states.unbind(1)):
+            history = transition.context.update(history, z, inputs[:, t])
+        draws = []
+        for size in self._group_sizes():
+            # (B, ...) -> (S * B, ...)
+            repeated = history.repeat(size)
+            u = inputs[:, -1].repeat(size, 1)
+            draws.append(transition.sample(repeated, u, self.num_solver_steps))
+        # (S * B, D) -> (S, B, D)
+        return torch.cat(draws).unflatten(0, (self.num_samples, -1))

@@ -1,0 +1,282 @@
+"""
+What each family of darts' likelihoods can do, and densities with missing values.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from darts.utils.likelihood_models.torch import (
+    BernoulliLikelihood,
+    BetaLikelihood,
+    CauchyLikelihood,
+    ContinuousBernoulliLikelihood,
+    DirichletLikelihood,
+    ExponentialLikelihood,
+    GammaLikelihood,
+    GaussianLikelihood,
+    GeometricLikelihood,
+    GumbelLikelihood,
+    HalfNormalLikelihood,
+    LaplaceLikelihood,
+    LogNormalLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    TorchLikelihood,
+    WeibullLikelihood,
+)
+from torch import Tensor
+from torch.distributions.constraints import (
+    Constraint,
+    boolean,
+    nonnegative,
+    nonnegative_integer,
+    positive,
+    real,
+    simplex,
+    unit_interval,
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of densities can do.
+
+    Attributes
+    ----------
+    support
+        Where the density is positive.
+    neutral
+        A value inside the support, which stands where an observation is missing.
+    location_scale
+        Whether the raw parameters are a location and, before a softplus, a scale: a shift
+        and a scaling of the data map such a family to itself.
+    num_real
+        Number of first raw parameters that may be any real number. The others become
+        positive, or probabilities, by a softplus or a sigmoid.
+    reparametrised
+        Whether draws have a derivative in the parameters and a mean in any units, so that
+        the CRPS of draws can be trained.
+    marginal
+        Whether parameters of the family describe a mixture over latent paths.
+    takes_prior
+        Whether darts takes a prior of its parameters.
+    joint
+        Whether there is one density for all components of a step.
+    """
+
+    support: Constraint
+    neutral: float = 0.5
+    location_scale: bool = False
+    num_real: int = 0
+    reparametrised: bool = False
+    marginal: bool = False
+    takes_prior: bool = True
+    joint: bool = False
+
+
+def _location_scale(reparametrised: bool = True, marginal: bool = False) -> Family:
+    return Family(
+        real,
+        location_scale=True,
+        num_real=1,
+        reparametrised=reparametrised,
+        marginal=marginal,
+    )
+
+
+FAMILIES = {
+    GaussianLikelihood: _location_scale(marginal=True),
+    LaplaceLikelihood: _location_scale(),
+    GumbelLikelihood: _location_scale(),
+    CauchyLikelihood: _location_scale(reparametrised=False),  # has no mean
+    LogNormalLikelihood: Family(positive, num_real=1, marginal=True),
+    WeibullLikelihood: Family(positive),
+    ExponentialLikelihood: Family(nonnegative),
+    GammaLikelihood: Family(nonnegative),
+    HalfNormalLikelihood: Family(nonnegative),
+    BetaLikelihood: Family(unit_interval),
+    ContinuousBernoulliLikelihood: Family(unit_interval),
+    DirichletLikelihood: Family(simplex, joint=True),
+    BernoulliLikelihood: Family(boolean, neutral=1.0, marginal=True),
+    GeometricLikelihood: Family(nonnegative_integer, neutral=1.0),
+    NegativeBinomialLikelihood: Family(nonnegative_integer, neutral=1.0, takes_prior=False),
+    PoissonLikelihood: Family(nonnegative_integer, neutral=1.0),
+}
+
+# Least raw parameter of those that are not real. A softplus or a sigmoid of it, 4e-18, is
+# zero for all purposes but one: the density exists, and its logarithm and derivatives are
+# finite in float32.
+MIN_RAW = -40.0
+
+
+def family_of(likelihood: TorchLikelihood) -> Family:
+    """Return what the family of a likelihood can do.
+
+    A class that is not in the table, nor derived from one that is, is asked for its
+    support and taken to be capable of nothing else.
+    """
+    for kind in type(likelihood).__mro__:
+        if kind in FAMILIES:
+            return FAMILIES[kind]
+    raw = torch.zeros(1, 1, 1, likelihood.num_parameters)
+    density = likelihood._distr_from_params(likelihood._params_from_output(raw))
+    support = density.support
+    neutral = 1.0 if support.is_discrete else 0.5
+    return Family(support, neutral, takes_prior=likelihood._prior_params is not None)
+
+
+def has_prior(likelihood: TorchLikelihood) -> bool:
+    """Tell whether the user gave a prior of any parameter."""
+    given = likelihood._prior_params if family_of(likelihood).takes_prior else None
+    return any(value is not None for value in given or ())
+
+
+def in_support(likelihood: TorchLikelihood, values: Tensor) -> Tensor:
+    """Tell which observations (T, C) lie in the support; missing ones do."""
+    family = family_of(likelihood)
+    if family.joint:
+        # a row with a gap cannot be checked; float32 proportions sum to one only nearly
+        missing = values.isnan().any(-1, keepdim=True)
+        valid = (values > 0) & ((values.sum(-1, keepdim=True) - 1).abs() < 1e-4)
+        return valid | missing
+    inside: Tensor = family.support.check(values)
+    return inside | values.isnan()
+
+
+def bounded(likelihood: TorchLikelihood, raw: Tensor) -> Tensor:
+    """Bound raw parameters so that no positive parameter is rounded to zero.
+
+    Far from the data that a network has seen, its output may be anything.
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    raw
+        Raw parameters, (..., C, K).
+    """
+    first, others = raw.tensor_split([family_of(likelihood).num_real], dim=-1)
+    return torch.cat([first, others.clamp(min=MIN_RAW)], dim=-1)
+
+
+def _without_missing(
+    likelihood: TorchLikelihood, x: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Put values of the support where the weight is zero.
+
+    Returns
+    -------
+    x
+        Observations, (..., T, C).
+    weight
+        Weight of each term of the likelihood, (..., T, C). For a joint density there is
+        one per step, (..., T), which is zero unless all components are observed.
+    """
+    family = family_of(likelihood)
+    if family.joint:
+        complete = (weight > 0).all(-1)
+        x = torch.where(complete.unsqueeze(-1), x, 1 / x.shape[-1])
+        # float32 proportions sum to one only nearly
+        return x / x.sum(-1, keepdim=True), weight.mean(-1) * complete
+    return torch.where(weight > 0, x, family.neutral), weight
+
+
+def negative_log_likelihood(
+    likelihood: TorchLikelihood, raw: Tensor, x: Tensor, weight: Tensor
+) -> Tensor:
+    """Mean negative log-likelihood in nats per value, a scalar.
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    raw
+        Raw parameters, (B, T, C, K).
+    x
+        Observations; any number where the weight is zero, (B, T, C).
+    weight
+        Weight of each observation, zero where it is missing, (B, T, C).
+    """
+    raw = bounded(likelihood, raw)
+    if raw.isnan().any():
+        # The loss of a network that has diverged; torch would refuse the parameters.
+        return raw.sum()
+    x, weight = _without_missing(likelihood, x, weight)
+    # one density for all components of a step is one term, not C of them
+    terms = x.shape[-1] if weight.dim() < x.dim() else 1
+    loss: Tensor = likelihood.compute_loss(raw, x, weight) / terms
+    return loss
+
+
+def log_prob(
+    likelihood: TorchLikelihood, raw: Tensor, x: Tensor, observed: Tensor
+) -> Tensor:
+    """Log-density of what is observed at each step in nats, (N, T).
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    raw
+        Raw parameters, (N, T, C, K).
+    x
+        Observations; any number where missing, (N, T, C).
+    observed
+        1 where ``x`` is observed and 0 where it is missing, (N, T, C).
+    """
+    parameters = likelihood._params_from_output(bounded(likelihood, raw))
+    density = likelihood._distr_from_params(parameters)
+    x, observed = _without_missing(likelihood, x, observed)
+    log_probs: Tensor = density.log_prob(x) * observed
+    return log_probs.sum(-1) if log_probs.dim() == x.dim() else log_probs
+
+
+def given_the_rest(
+    likelihood: TorchLikelihood, drawn: Tensor, x: Tensor, observed: Tensor
+) -> Tensor:
+    """Condition draws of a step on the components that are observed at it.
+
+    Components are independent given the state, except for a joint density: the missing
+    components of a Dirichlet variable divide up what the observed ones leave, in the
+    proportions that were drawn.
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    drawn
+        Draws of all components, (..., T, C).
+    x
+        Observations; any number where missing, (..., T, C).
+    observed
+        1 where ``x`` is observed and 0 where it is missing, (..., T, C).
+    """
+    if not family_of(likelihood).joint:
+        return drawn
+    left = 1 - (x * observed).sum(-1, keepdim=True)
+    drawn = drawn * (1 - observed)
+    return drawn * left / drawn.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def marginal_parameters(likelihood: TorchLikelihood, raw: Tensor) -> tuple[Tensor, ...]:
+    """Parameters of the mixture over latent paths, (B, T, C) each.
+
+    Those of the Gaussian with the mixture's mean and variance; for the log-normal, with
+    those of the logarithm. A mixture of Bernoulli variables is one.
+
+    Parameters
+    ----------
+    likelihood
+        One whose family has a marginal.
+    raw
+        Raw parameters along the paths, (S, B, T, C, K).
+    """
+    # (S, B, ...) -> (S * B, ...) and back
+    parameters = likelihood._params_from_output(raw.flatten(0, 1))
+    first, *second = (x.unflatten(0, raw.shape[:2]) for x in parameters)
+    if not second:
+        return (first.mean(0),)
+    variance = second[0].square().mean(0) + first.var(0, unbiased=False)
+    return first.mean(0), variance.sqrt()

@@ -1,0 +1,37 @@
+"""
+Random masking: the encoder learns what a gap is even where training series have none.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+import torch
+
+from darts_ddssm.ssm.window import Window
+
+
+def mask_randomly(window: Window, num_rows: int) -> Window:
+    """Hide some values of the first rows, in gaps of many lengths.
+
+    Each row is divided into cells of equal length, from one step to half a window. Each
+    cell is hidden with a probability that the row has drawn, up to a half. In half of the
+    rows a cell hides all components, in the others each component is hidden by itself.
+
+    Parameters
+    ----------
+    window
+        The data.
+    num_rows
+        Number of first rows whose values are hidden.
+    """
+    x = window.x[:num_rows]
+    num_steps, num_components = x.shape[1:]
+    share, together, offset, log_length = torch.rand(4, num_rows, 1, 1).to(x)
+    length = (num_steps / 2) ** log_length
+    steps = torch.arange(num_steps).to(x).unsqueeze(-1)
+    # (B, T, 1) -> (B, T, C)
+    cells = (steps / length + offset).long().expand(-1, -1, num_components)
+    draws = torch.rand(num_rows, num_steps + 1, num_components).to(x)
+    draws = torch.where(together < 0.5, draws[..., :1], draws)
+    seen = draws.gather(1, cells) >= share / 2
+    observed = torch.cat([window.observed[:num_rows] * seen, window.observed[num_rows:]])
+    return window._replace(observed=observed)

@@ -1,0 +1,351 @@
+r"""
+The distribution of a series in its own units.
+
+.. math::
+    x_{1:T} \;\to\; \text{normalised} \;\to\; \text{patches} \;\to\; z \;\to\;
+    \text{parameters of the density at each step} \;\to\; \text{draws in data units}
+
+Each of these arrows is one method of :class:`SeriesModel`.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from darts.models.components.layer_norm_variants import RINorm
+from darts.utils.likelihood_models.torch import TorchLikelihood
+from torch import Tensor
+
+from darts_ddssm.series.likelihoods import (
+    Family,
+    bounded,
+    family_of,
+    has_prior,
+    marginal_parameters,
+    negative_log_likelihood,
+)
+from darts_ddssm.series.scaling import Scale, instance_scale
+from darts_ddssm.ssm.encoder import PosteriorPath
+from darts_ddssm.ssm.patches import Patches
+from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.ssm.window import Window
+
+
+class NormalisedWindow(NamedTuple):
+    """A window near zero with a spread near one.
+
+    Attributes
+    ----------
+    window
+        The window, its observations normalised, (B, T, C).
+    scale
+        The map from the data to these values.
+    data
+        The observations in their own units, (B, T, C).
+    """
+
+    window: Window
+    scale: Scale
+    data: Tensor
+
+
+class Posterior(NamedTuple):
+    """A draw of the latent states behind a window.
+
+    Attributes
+    ----------
+    patches
+        The window as the state-space model sees it, in M patches.
+    path
+        A path of the states of each series, (B, M, D).
+    """
+
+    patches: Window
+    path: PosteriorPath
+
+
+class EncodedContext(NamedTuple):
+    """What is known when a forecast starts, encoded once for any number of paths.
+
+    Attributes
+    ----------
+    patches
+        The context as the state-space model sees it, in M patches.
+    projection
+        Output of the encoder, (M, B, 2 * H).
+    scale
+        The map from data to normalised values.
+    """
+
+    patches: Window
+    projection: Tensor
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class SeriesModel:
+    """Scale, patches, state-space model and likelihood of a series.
+
+    Parameters
+    ----------
+    ssm
+        The state-space model of normalised values.
+    likelihood
+        The density of an observation, one of darts' torch likelihoods.
+    scale
+        The scale of the training set.
+    instance_norm
+        darts' module if each window is also normalised by its input chunk, or None.
+    patch_length
+        Number L of time steps that a latent state stands for.
+    input_chunk_length, output_chunk_shift, output_chunk_length
+        Steps I, G and n of a training window.
+    """
+
+    ssm: StateSpaceModel
+    likelihood: TorchLikelihood
+    scale: Scale
+    instance_norm: RINorm | None
+    patch_length: int
+    input_chunk_length: int
+    output_chunk_shift: int
+    output_chunk_length: int
+
+    @property
+    def family(self) -> Family:
+        """What the family of the likelihood can do."""
+        return family_of(self.likelihood)
+
+    # --- from data to patches and back ------------------------------------------------
+
+    def normalise(self, window: Window) -> NormalisedWindow:
+        """Bring a window to the scale of the training set and then, maybe, its own."""
+        scale = self.scale
+        x = scale.normalise(window.x)
+        if self.instance_norm is not None:
+            steps = slice(0, self.input_chunk_length)
+            own = instance_scale(self.instance_norm, x[:, steps], window.observed[:, steps])
+            x, scale = own.normalise(x), scale.then(own)
+        return NormalisedWindow(window._replace(x=x), scale, window.x)
+
+    def patches(self, num_before: int, num_after: int = 0) -> Patches:
+        """Return how a window of so many steps before and after an origin is cut."""
+        return Patches(self.patch_length, num_before, num_after)
+
+    @property
+    def training_patches(self) -> Patches:
+        """How a training window is cut."""
+        num_after = self.output_chunk_shift + self.output_chunk_length
+        return self.patches(self.input_chunk_length, num_after)
+
+    def decode(self, z: Tensor, u: Tensor, patches: Patches) -> Tensor:
+        """Return the raw parameters of each time step.
+
+        Parameters
+        ----------
+        z, u
+            States and inputs of M patches, (N, M, D) and (N, M, U).
+        patches
+            How the window was cut.
+
+        Returns
+        -------
+        Tensor
+            Raw parameters of the density of normalised values, (N, T, C, K).
+        """
+        return patches.unfold(self.ssm.decoder(z, u))
+
+    def draw(self, raw: Tensor, scale: Scale) -> Tensor:
+        """Draw an observation from each density: (S, B, T, C, K) -> (S, B, T, C)."""
+        # (S, B, T, ...) -> (S * B, T, ...) and back
+        flat = bounded(self.likelihood, raw.flatten(0, 1))
+        sample: Tensor = self.likelihood.sample(flat).unflatten(0, raw.shape[:2])
+        return scale.to_data(sample) if self.family.location_scale else sample
+
+    # --- the ELBO ---------------------------------------------------------------------
+
+    def posterior(self, normalised: NormalisedWindow) -> Posterior:
+        """Draw a path of the states of each series of a training batch."""
+        patches = self.training_patches.fold_window(normalised.window)
+        return Posterior(patches, self.ssm.sample_posterior(patches))
+
+    def negative_elbo(
+        self,
+        normalised: NormalisedWindow,
+        posterior: Posterior,
+        kl_weight: float = 1.0,
+        num_encoder_rows: int = 0,
+        max_rows: int | None = None,
+        num_draws: int = 1,
+    ) -> Tensor:
+        """Negative ELBO of training windows in nats per value, a scalar.
+
+        Parameters
+        ----------
+        normalised
+            The windows.
+        posterior
+            A draw of the states behind them.
+        kl_weight
+            Weight of the KL; at 1 it is the ELBO.
+        num_encoder_rows, max_rows, num_draws
+            As for :meth:`StateSpaceModel.elbo_terms
+            <darts_ddssm.ssm.state_space.StateSpaceModel.elbo_terms>`.
+        """
+        raw, kl = self.ssm.elbo_terms(
+            *posterior, num_encoder_rows, max_rows=max_rows, num_draws=num_draws
+        )
+        raw = self.training_patches.unfold(raw)
+        window, scale, x = normalised
+        weight = window.weight * window.observed
+        change = x.new_zeros(())
+        if self.family.location_scale and not has_prior(self.likelihood):
+            # The density of the normalised values, and the change of variables.
+            x, change = window.x, (weight * scale.spread.log()).mean()
+        elif self.family.location_scale:
+            # A prior is one of the data's parameters.
+            raw = scale.parameters_to_data(raw)
+        nll = negative_log_likelihood(self.likelihood, raw, x, weight) + change
+        # (B, M): one KL for all values of a patch
+        kl = kl * posterior.patches.weight.mean(-1)
+        return nll + kl_weight * kl.sum() / x.numel()
+
+    # --- forecasts --------------------------------------------------------------------
+
+    def encode(self, context: Window) -> EncodedContext:
+        """Encode the steps before a forecast, (B, T, C)."""
+        normalised = self.normalise(context)
+        patches = self.patches(context.x.shape[1]).fold_window(normalised.window)
+        return EncodedContext(patches, self.ssm.encode(patches), normalised.scale)
+
+    def forecast_parameters(
+        self,
+        encoded: EncodedContext,
+        horizon: Window,
+        num_samples: int,
+        num_solver_steps: int,
+        mean: bool = False,
+    ) -> Tensor:
+        """Draw latent paths and decode them after the gap.
+
+        Parameters
+        ----------
+        encoded
+            The encoded context of B series.
+        horizon
+            The gap and the horizon, of which the inputs are known, G + n steps.
+        num_samples
+            Number S of paths of each series.
+        num_solver_steps
+            Number of network evaluations for each state of a diffusion transition.
+        mean
+            Follow the mean of each step instead of drawing from it.
+
+        Returns
+        -------
+        Tensor
+            Raw parameters of the density of normalised values, (S, B, n, C, K).
+        """
+        history = self.ssm.sample_filtered(
+            encoded.projection, encoded.patches, num_samples, num_solver_steps, mean
+        )
+        num_series, num_steps, _ = horizon.x.shape
+        patches = self.patches(0, num_steps)
+        folded = patches.fold_window(horizon)
+        # (B, M, ...) -> (S * B, M, ...)
+        inputs, u = (
+            x.repeat(num_samples, 1, 1) for x in (folded.transition_inputs, folded.u)
+        )
+        z = self.ssm.roll_out(history, inputs, num_solver_steps, mean)
+        raw = self.decode(z, u, patches)[:, self.output_chunk_shift :]
+        # (S * B, n, ...) -> (S, B, n, ...)
+        return raw.unflatten(0, (num_samples, num_series))
+
+    def forecast(
+        self,
+        context: Window,
+        horizon: Window,
+        num_samples: int,
+        num_solver_steps: int,
+        max_paths: int,
+    ) -> Tensor:
+        """Draw joint sample paths of the horizon.
+
+        Parameters
+        ----------
+        context
+            The steps before the forecast, B series.
+        horizon, num_samples, num_solver_steps
+            As for :meth:`forecast_parameters`.
+        max_paths
+            The most paths of all series that are drawn at a time, to bound the memory.
+
+        Returns
+        -------
+        Tensor
+            Observations, (S, B, n, C).
+        """
+        encoded = self.encode(context)
+        samples = []
+        for size in group_sizes(num_samples, max_paths // len(context.x)):
+            raw = self.forecast_parameters(encoded, horizon, size, num_solver_steps)
+            samples.append(self.draw(raw, encoded.scale))
+        return torch.cat(samples)
+
+    def marginal_parameters(
+        self,
+        context: Window,
+        horizon: Window,
+        num_samples: int,
+        num_solver_steps: int,
+        max_paths: int,
+    ) -> Tensor:
+        """Parameters of the predictive marginal of each value, by latent paths.
+
+        Only for a likelihood whose family has a marginal.
+
+        Parameters
+        ----------
+        context, horizon, num_samples, num_solver_steps, max_paths
+            As for :meth:`forecast`.
+
+        Returns
+        -------
+        Tensor
+            Parameters in data units, (B, n, C, K).
+        """
+        encoded = self.encode(context)
+        raw = torch.cat(
+            [
+                self.forecast_parameters(encoded, horizon, size, num_solver_steps)
+                for size in group_sizes(num_samples, max_paths // len(context.x))
+            ]
+        )
+        parameters = marginal_parameters(self.likelihood, raw)
+        if self.family.location_scale:
+            mean, std = parameters
+            parameters = encoded.scale.to_data(mean), std * encoded.scale.spread
+        return torch.stack(parameters, dim=-1)
+
+    def mean_path_parameters(
+        self, context: Window, horizon: Window, num_solver_steps: int
+    ) -> Tensor:
+        """Raw parameters in data units along a mean path, (B, n, C, K).
+
+        Parameters
+        ----------
+        context, horizon, num_solver_steps
+            As for :meth:`forecast`.
+        """
+        encoded = self.encode(context)
+        raw = self.forecast_parameters(encoded, horizon, 1, num_solver_steps, mean=True)[0]
+        return encoded.scale.parameters_to_data(raw) if self.family.location_scale else raw
+
+
+def group_sizes(total: int, size: int) -> Iterator[int]:
+    """Yield the sizes of groups of at most ``size``, and of at least 1, in ``total``."""
+    size = max(size, 1)
+    return (min(size, total - i) for i in range(0, total, size))

@@ -1,0 +1,53 @@
+"""
+A stretch of data, as the state-space model takes it.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """A stretch of data of one batch.
+
+    Attributes
+    ----------
+    x
+        Observations, (B, T, C); any finite number where missing.
+    observed
+        1 where ``x`` is observed and 0 where it is missing, (B, T, C).
+    u
+        Inputs known at each step, future ones too: future and static covariates,
+        (B, T, U).
+    past
+        Inputs of the transition alone: past covariates of the step before, (B, T, P).
+        Not of the encoder: at the end of the past they are known, at the end of a
+        training window they are not.
+    weight
+        Weight of each observation in the likelihood, (B, T, C).
+    """
+
+    x: Tensor
+    observed: Tensor
+    u: Tensor
+    past: Tensor
+    weight: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Window":
+        """Return the window of what a function makes of each part."""
+        return Window(*(function(part) for part in self))
+
+    @property
+    def transition_inputs(self) -> Tensor:
+        """All inputs of the transition at each step, (B, T, U + P)."""
+        return torch.cat([self.u, self.past], dim=-1)
+
+    @property
+    def until_last_observation(self) -> Tensor:
+        """True where anything is observed at the step or later, (B, T)."""
+        observed = self.observed.any(-1)
+        return observed.flip(1).cummax(1).values.flip(1)

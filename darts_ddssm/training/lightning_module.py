@@ -1,0 +1,386 @@
+"""
+The Lightning module: schedules, logging, averaged weights and clipping.
+
+What is computed of a batch is asked of a
+:class:`~darts_ddssm.series.model.SeriesModel`.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from darts.logging import raise_log
+from darts.models.components.layer_norm_variants import RINorm
+from darts.models.forecasting.pl_forecasting_module import PLForecastingModule
+from darts.utils.data.torch_datasets.utils import (
+    ModuleStage,
+    PLModuleInput,
+    PLModuleOutput,
+    TorchInferenceBatch,
+    TorchTrainingBatch,
+)
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from darts_ddssm.series.batches import context_window, horizon_window, training_window
+from darts_ddssm.series.forecast_loss import forecast_loss
+from darts_ddssm.series.inference import Question
+from darts_ddssm.series.likelihoods import family_of
+from darts_ddssm.series.masking import mask_randomly
+from darts_ddssm.series.model import SeriesModel
+from darts_ddssm.series.scaling import Scale
+from darts_ddssm.ssm.patches import Patches
+from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.ssm.window import Window
+from darts_ddssm.training.schedule import FORECAST_LOSS_START, kl_weight, progress
+from darts_ddssm.training.weight_averaging import _AveragedWeights, averaging_callbacks
+
+# Steps of all windows whose KL makes a steady estimate for a batch. Training evaluates no
+# more of them, and validation, where a comparison should not be left to chance, no fewer.
+KL_ROWS = 2048
+
+# Windows whose forecasts are trained in each update, and samples of each.
+FORECAST_WINDOWS, FORECAST_SAMPLES = 16, 2
+# Samples of all windows of a batch in validation, and the least and the most of one window.
+VALIDATION_PATHS = 512
+MIN_VALIDATION_SAMPLES, MAX_VALIDATION_SAMPLES = 4, 32
+# Network evaluations for each state of these forecasts.
+FORECAST_SOLVER_STEPS = 5
+
+# Latent paths over which the moments of a predictive marginal are taken.
+NUM_MOMENT_PATHS = 500
+
+GRADIENT_CLIP_NORM = 1.0
+
+
+def arguments_of(function: Any, available: dict[str, Any]) -> dict[str, Any]:
+    """Return those of some arguments that a function has a parameter for, by name."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in available.items() if name in names}
+
+
+class _DDSSMModule(PLForecastingModule):
+    """Trains a state-space model by its ELBO and draws its forecasts.
+
+    Parameters
+    ----------
+    num_components, num_parameters, input_size, past_size
+        Sizes C, K, U and P of one time step.
+    num_solver_steps
+        Network evaluations for each state of a forecast.
+    peak_kl_weight
+        Weight of the KL midway in training.
+    overshooting_weight
+        Weight of the loss of forecasts of several steps.
+    gap_augmentation
+        Share of a training batch with randomly masked values, from which the encoder
+        alone learns. Without them it is lost where a value is missing.
+    patch_length
+        Number L of time steps that a latent state stands for.
+    use_reversible_instance_norm
+        As for darts' module, or None if :meth:`set_scale` decides it.
+    **kwargs
+        Arguments of :class:`StateSpaceModel` and of darts' :class:`PLForecastingModule`.
+    """
+
+    progress: Tensor
+    by_instance: Tensor
+    target_shift: Tensor
+    target_spread: Tensor
+
+    def __init__(
+        self,
+        num_components: int,
+        num_parameters: int,
+        input_size: int,
+        past_size: int,
+        num_solver_steps: int,
+        peak_kl_weight: float,
+        overshooting_weight: float,
+        gap_augmentation: float = 0.25,
+        patch_length: int = 1,
+        use_reversible_instance_norm: bool | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # its name in models that earlier versions saved
+        gap_augmentation = kwargs.pop("gap_practice", gap_augmentation)
+        decided = use_reversible_instance_norm is not None
+        of_ssm = arguments_of(StateSpaceModel, kwargs)
+        super().__init__(
+            use_reversible_instance_norm=use_reversible_instance_norm or False,
+            **{name: kwargs[name] for name in kwargs if name not in of_ssm},
+        )
+        if not decided and family_of(self.likelihood).location_scale:
+            self.rin = RINorm(input_dim=self.n_targets, affine=False)
+        self.num_solver_steps = num_solver_steps
+        self.peak_kl_weight = peak_kl_weight
+        self.overshooting_weight = overshooting_weight
+        self.gap_augmentation = gap_augmentation
+        self.patch_length = patch_length
+        num_after = self.output_chunk_shift + self.output_chunk_length
+        cut = Patches(patch_length, self.input_chunk_length, num_after)
+        # to the state-space model a patch is one step
+        self.ssm = StateSpaceModel(
+            num_components=patch_length * num_components,
+            num_parameters=num_parameters,
+            input_size=patch_length * input_size,
+            past_size=patch_length * past_size,
+            reach=cut.before + cut.after,
+            **of_ssm,
+        )
+        # Share of the updates done. Saved with the weights and never falling: training
+        # that is resumed goes on where it was, and a fitted model that is fitted again
+        # keeps the weight that it ended with.
+        self.register_buffer("progress", torch.zeros(()))
+        # Whether each window has its own scale: as the user says, or by `set_scale`.
+        self.register_buffer("by_instance", torch.tensor(decided and self.rin is not None))
+        self.decides_scale = not decided and self.rin is not None
+        # Scale of the training set, saved with the weights.
+        self.register_buffer("target_shift", torch.zeros(num_components))
+        self.register_buffer("target_spread", torch.ones(num_components))
+
+    @property
+    def supports_probabilistic_prediction(self) -> bool:
+        return True
+
+    @property
+    def series_model(self) -> SeriesModel:
+        """The distribution that this module trains, with the weights as they are now."""
+        return SeriesModel(
+            ssm=self.ssm,
+            likelihood=self.likelihood,
+            scale=Scale(self.target_shift, self.target_spread),
+            instance_norm=self.rin if self.by_instance else None,
+            patch_length=self.patch_length,
+            input_chunk_length=self.input_chunk_length,
+            output_chunk_shift=self.output_chunk_shift,
+            output_chunk_length=self.output_chunk_length,
+        )
+
+    def set_scale(self, shift: Tensor, spread: Tensor, by_instance: bool) -> None:
+        """Set the scale of the training set, before training.
+
+        Parameters
+        ----------
+        shift, spread
+            Mean and standard deviation of each component, (C,).
+        by_instance
+            Whether each window is normalised by its input chunk too. It has no effect
+            where the user has decided that.
+        """
+        self.target_shift.copy_(shift)
+        self.target_spread.copy_(spread)
+        if self.decides_scale:
+            self.by_instance.fill_(by_instance)
+
+    # --- Lightning --------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Average the weights, whoever makes the trainer."""
+        return [_AveragedWeights()] if self.trainer.state.fn == "fit" else []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        # Lightning asks no callback where it saves the weights alone.
+        if "callbacks" not in checkpoint:
+            for callback in averaging_callbacks(self.trainer):
+                callback.save_with_weights(self.trainer, self, checkpoint)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the gradient at 1 where the trainer does not say otherwise."""
+        if gradient_clip_val is None:
+            gradient_clip_val = GRADIENT_CLIP_NORM
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def take_over(self, trainer: Trainer) -> None:
+        """Become the module of a trainer that has trained another one."""
+        for callback in averaging_callbacks(trainer):
+            callback.forget()
+        self.trainer = trainer
+        trainer.strategy.connect(self)
+
+    def on_train_batch_start(self, batch: TorchTrainingBatch, batch_idx: int) -> None:
+        expected = self.trainer.estimated_stepping_batches
+        self.progress.clamp_(min=progress(self.trainer.global_step, expected))
+
+    def _log(
+        self, name: str, value: Tensor, batch: TorchTrainingBatch, prog_bar: bool = False
+    ) -> None:
+        num_rows = len(batch.past_target)
+        self.log(name, value, prog_bar, batch_size=num_rows, sync_dist=True)
+
+    # --- training ---------------------------------------------------------------------
+
+    def _train_val_step(
+        self,
+        batch: TorchTrainingBatch,
+        stage: ModuleStage,
+        criterion: torch.nn.Module,
+        metrics: MetricCollection,
+    ) -> Tensor:
+        """Return the training loss or the validation score of a batch, and log it."""
+        window = training_window(batch, self.output_chunk_shift, self.patch_length)
+        if stage is ModuleStage.TRAIN:
+            loss, logged = self._training_loss(window)
+        else:
+            loss, elbo = self._validation_score(window)
+            logged = loss
+            if elbo is not None:
+                self._log("val_negative_elbo", elbo, batch)
+        self._log(f"{stage.value}_loss", logged, batch, prog_bar=True)
+        if len(metrics):
+            self._update_metrics_with_sample(batch, metrics)
+        return loss
+
+    @property
+    def _has_forecast_loss(self) -> bool:
+        """Whether forecasts of several steps count in training and in validation."""
+        # the ELBO trains a forecast of one step
+        return (
+            self.overshooting_weight > 0
+            and self.output_chunk_length + self.output_chunk_shift > 1
+            and family_of(self.likelihood).reparametrised
+        )
+
+    def _training_loss(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return the training loss of windows, and the part of it that is logged.
+
+        The latter is the negative ELBO, with the weight that the KL has by now. In time
+        the loss of forecasts of several steps is added to it.
+        """
+        model = self.series_model
+        normalised = model.normalise(window)
+        num_masked = int(self.gap_augmentation * len(window.x))
+        masked = normalised._replace(window=mask_randomly(normalised.window, num_masked))
+        posterior = model.posterior(masked)
+        transition = self.ssm.transition
+        # a transition that the user has frozen keeps its scale
+        if any(p.requires_grad for p in transition.parameters()):
+            transition.track_scale(posterior.path.rows(slice(num_masked, None)))
+        loss = negative_elbo = model.negative_elbo(
+            masked,
+            posterior,
+            kl_weight(self.progress.item(), self.peak_kl_weight),
+            num_encoder_rows=num_masked,
+            max_rows=KL_ROWS,
+        )
+        if self._has_forecast_loss and self.progress >= FORECAST_LOSS_START:
+            crps = forecast_loss(
+                model,
+                normalised,
+                FORECAST_SAMPLES,
+                FORECAST_SOLVER_STEPS,
+                max_windows=FORECAST_WINDOWS,
+            )
+            loss = negative_elbo + self.overshooting_weight * crps
+        if not loss.isfinite():
+            raise_log(
+                RuntimeError(
+                    f"The training loss became non-finite (`{loss.item()}`). Check that "
+                    "the covariates are scaled (e.g. with darts' `Scaler`), and the series "
+                    "where the likelihood is that of positive numbers, then try a "
+                    "smaller learning rate (`optimizer_kwargs`) or a smaller "
+                    "`gradient_clip_val` (`pl_trainer_kwargs`). Checkpoints saved "
+                    "before this update are intact."
+                )
+            )
+        return loss, negative_elbo
+
+    def _validation_score(self, window: Window) -> tuple[Tensor, Tensor | None]:
+        """Return the score of windows, and the negative ELBO if that is another one.
+
+        The score is the loss of forecasts or, where there is none, the negative ELBO.
+        """
+        model = self.series_model
+        normalised = model.normalise(window)
+        posterior = model.posterior(normalised)
+        num_rows = posterior.path.z.shape[:2].numel()
+        negative_elbo = model.negative_elbo(
+            normalised, posterior, num_draws=max(KL_ROWS // num_rows, 1)
+        )
+        if not self._has_forecast_loss:
+            return negative_elbo, None
+        num_samples = VALIDATION_PATHS // len(window.x)
+        num_samples = min(max(num_samples, MIN_VALIDATION_SAMPLES), MAX_VALIDATION_SAMPLES)
+        crps = forecast_loss(model, normalised, num_samples, FORECAST_SOLVER_STEPS)
+        return crps, negative_elbo
+
+    @torch.no_grad()
+    def _update_metrics_with_sample(
+        self, batch: TorchTrainingBatch, metrics: MetricCollection
+    ) -> None:
+        """Compare one sample of the forecast, from the input chunk alone, with the data.
+
+        Steps with a missing value are left out.
+        """
+        context, horizon = self._split_at_origin(batch, self.output_chunk_length)
+        (sample,) = self.series_model.forecast(
+            context, horizon, 1, self.num_solver_steps, max_paths=len(context.x)
+        )
+        # (B, n, C) -> (B * n, C)
+        sample, target = sample.flatten(0, 1), batch.future_target.flatten(0, 1)
+        complete = ~target.isnan().any(-1)
+        if complete.any():
+            metrics.update(sample[complete], target[complete])
+
+    # --- forecasts --------------------------------------------------------------------
+
+    def _split_at_origin(
+        self, batch: PLModuleInput | TorchInferenceBatch | TorchTrainingBatch, n: int
+    ) -> tuple[Window, Window]:
+        """Return what a forecast of n steps is given: its context and its horizon."""
+        gap, lag = self.output_chunk_shift, self.patch_length
+        return context_window(batch, lag), horizon_window(batch, gap, n, lag)
+
+    def forward(self, x_in: PLModuleInput) -> PLModuleOutput:
+        """Raw parameters of the output chunk along a mean path: (B, n, C, K)."""
+        # Not darts' `io_processor`: it knows neither gaps nor likelihood parameters.
+        raw = self.series_model.mean_path_parameters(
+            *self._split_at_origin(x_in, self.output_chunk_length), self.num_solver_steps
+        )
+        return PLModuleOutput(prediction=raw)
+
+    def predict_step(
+        self,
+        batch: TorchInferenceBatch | Question,
+        batch_idx: int,
+        dataloader_idx: int | None = None,
+    ) -> tuple[Tensor, Any, Any] | Tensor:
+        """Draw joint sample paths, (S, B, n, C), or answer a question."""
+        model = self.series_model
+        if isinstance(batch, Question):
+            # densities take derivatives, which Lightning's inference mode forbids
+            with torch.inference_mode(False), torch.no_grad():
+                return batch.answer(model)
+        given = self._split_at_origin(batch, self.pred_n)
+        # no more memory than a training batch takes
+        length = batch.past_target.shape[1] + self.output_chunk_length
+        how = self.num_solver_steps, self.pred_batch_size * length
+        if self.predict_likelihood_parameters:
+            self._check_has_marginal()
+            parameters = model.marginal_parameters(*given, NUM_MOMENT_PATHS, *how)
+            # (B, n, C, K) -> (1, B, n, C * K)
+            prediction = parameters.flatten(2).unsqueeze(0)
+        else:
+            prediction = model.forecast(*given, self.pred_num_samples, *how)
+        return prediction, batch.series_schema, batch.pred_time
+
+    def _check_has_marginal(self) -> None:
+        if not family_of(self.likelihood).marginal:
+            raise_log(
+                ValueError(
+                    "`predict_likelihood_parameters` must be `False` for "
+                    f"`{self.likelihood}`: over the latent paths the forecast is a "
+                    "mixture, which has no parameters of that family. Use "
+                    "`num_samples`. `GaussianLikelihood` gives the mixture's moments."
+                )
+            )
