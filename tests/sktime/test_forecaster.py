@@ -412,6 +412,7 @@ def test_features_of_the_calendar(forecaster):
 def test_the_import_without_sktime_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sktime", None)
     monkeypatch.setitem(sys.modules, "sktime.forecasting.base", None)
-    monkeypatch.delitem(sys.modules, "darts_ddssm.sktime")
+    for name in [name for name in sys.modules if name.startswith("darts_ddssm.sktime")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r'pip install "darts-ddssm\[sktime\]"'):
         importlib.import_module("darts_ddssm.sktime")
