@@ -188,6 +188,9 @@ class DDSSMForecaster(BaseForecaster):
         "requires-fh-in-fit": False,
     }
 
+    # `update` keeps the data that it needs by itself
+    _config = {"remember_data": False}
+
     def __init__(
         self,
         input_chunk_length: int,
@@ -217,6 +220,8 @@ class DDSSMForecaster(BaseForecaster):
         own = ("self", "__class__")
         self.__dict__.update({k: v for k, v in locals().items() if k not in own})
         super().__init__()
+        # in case the user switches `remember_data` on later
+        self._y = self._X = None
 
     pretrained_: "_Trained"
 

@@ -25,6 +25,14 @@ Instances = dict[Key, pd.DataFrame]
 
 def instances(frame: pd.DataFrame) -> Instances:
     """Split a frame by all levels of its index but the last, which is time."""
+    repeated = frame.index[frame.index.duplicated()]
+    if len(repeated):
+        raise_log(
+            ValueError(
+                "The index of `y` and `X` must have no time twice, got "
+                f"`{repeated[0]}` again."
+            )
+        )
     levels = list(range(frame.index.nlevels - 1))
     if not levels:
         return {(): frame}

@@ -62,3 +62,10 @@ def test_times_off_the_grid_are_refused(forecaster):
     message = "The index of `y` must be regular, got `2000-04`, which is no multiple of"
     with pytest.raises(ValueError, match=message):
         forecaster().fit(sine(periods))
+
+
+def test_a_time_must_not_come_twice(forecaster):
+    y = sine(INDICES["range"])
+    twice = pd.concat([y, y.iloc[[3]]]).sort_index()
+    with pytest.raises(ValueError, match=f"no time twice, got `{y.index[3]}` again"):
+        forecaster().fit(twice)
