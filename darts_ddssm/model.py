@@ -2,11 +2,13 @@
 The darts model: :class:`DDSSMModel`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from io import BytesIO
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import torch
 from darts import TimeSeries
 from darts.logging import get_logger, raise_log
 from darts.models.forecasting.torch_forecasting_model import (
@@ -23,21 +25,32 @@ from darts.utils.likelihood_models.torch import (
     QuantileRegression,
     TorchLikelihood,
 )
+from darts.utils.ts_utils import series2seq
+from pytorch_lightning import Trainer
 
 from darts_ddssm.estimator.automatic import (
     automatic_patch_length,
     dataset_scale,
     prefers_instance_scale,
 )
-from darts_ddssm.estimator.data_checks import check_data, window_length
+from darts_ddssm.estimator.data_checks import (
+    check_data,
+    check_future_covariates,
+    check_instance_norm,
+    check_series,
+    check_trained,
+    window_length,
+)
 from darts_ddssm.estimator.latent_methods import LatentMethods
-from darts_ddssm.estimator.sequences import prolonged
+from darts_ddssm.estimator.sequences import data_type, known_until, of_type, prolonged
 from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.training.lightning_module import _DDSSMModule, arguments_of
 from darts_ddssm.validation import (
     check,
+    check_bool,
     check_choice,
+    check_integer,
     check_positive_integer,
     check_positive_number,
     check_share,
@@ -54,9 +67,23 @@ FREE_PARAMS = (
 )
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _like(original: Callable[..., Any]) -> Callable[[Method], Method]:
+    """Give a method docstring and signature of another, which darts reads."""
+
+    def decorate(method: Method) -> Method:
+        return cast(Method, wraps(original)(method))
+
+    return decorate
+
+
 class DDSSMModel(LatentMethods):
     # The first step of the training series, blank: its components, frequency and type.
     _example: TimeSeries | None = None
+    model: _DDSSMModule | None
+    trainer: Trainer | None
 
     def __init__(
         self,
@@ -246,6 +273,9 @@ class DDSSMModel(LatentMethods):
         >>> forecast.n_timesteps, forecast.n_samples
         (18, 50)
         """
+        check_positive_integer("input_chunk_length", input_chunk_length)
+        check_positive_integer("output_chunk_length", output_chunk_length)
+        check_integer("output_chunk_shift", output_chunk_shift, least=0)
         check_positive_integer("latent_dim", latent_dim)
         if transition_order is not None:
             check_positive_integer("transition_order", transition_order)
@@ -274,6 +304,10 @@ class DDSSMModel(LatentMethods):
             f"`{likelihood!r}`.",
         )
         likelihood = likelihood or GaussianLikelihood()
+        check_bool("use_static_covariates", use_static_covariates)
+        check_instance_norm(use_reversible_instance_norm)
+        for name in ("batch_size", "n_epochs"):
+            check_positive_integer(name, kwargs.get(name, 1))
         check(
             not use_reversible_instance_norm or family_of(likelihood).location_scale,
             "`use_reversible_instance_norm` must be `False` for a likelihood without a "
@@ -328,7 +362,18 @@ class DDSSMModel(LatentMethods):
             f"`patch_length` must be that of the loaded checkpoint, {saved}, got {own}.",
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # darts leaves the weights out, so that a copy would be fitted and have none
+        state: dict[str, Any] = super().__getstate__()
+        if self.model is not None:
+            # as bytes, which darts' safe loader takes wherever a copy is in a file
+            buffer = BytesIO()
+            torch.save(self.model.state_dict(), buffer)
+            state["weights"] = buffer.getvalue()
+        return state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        weights = state.pop("weights", None)
         super().__setstate__(state)
         # of models that earlier versions saved
         params = self._model_params
@@ -337,6 +382,11 @@ class DDSSMModel(LatentMethods):
             self.gap_augmentation = params["gap_augmentation"] = params.pop("gap_practice")
         if state["_module_path"] == "darts_ddssm.module":
             self._module_path = _DDSSMModule.__module__
+        if weights is not None:
+            values = torch.load(BytesIO(weights), map_location="cpu", weights_only=True)
+            module = self._create_model(self.train_sample)
+            module.to(values["target_shift"].dtype).load_state_dict(values)
+            self.model = module
 
     def _create_model(self, train_sample: TorchTrainingSample) -> _DDSSMModule:
         sizes = train_sample.component_dims()
@@ -396,6 +446,15 @@ class DDSSMModel(LatentMethods):
                 "yourself."
             )
 
+    def _setup_for_fit_from_dataset(self, series: Any, *args: Any, **kwargs: Any) -> Any:
+        check_series("series", series)
+        # the validation set has the type of the training set
+        dtype = series2seq(series)[0].dtype
+        for name in ("val_series", "val_past_covariates", "val_future_covariates"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = of_type(series2seq(kwargs[name]), dtype)
+        return super()._setup_for_fit_from_dataset(series, *args, **kwargs)
+
     def _build_train_dataset(
         self,
         series: Sequence[TimeSeries],
@@ -405,6 +464,10 @@ class DDSSMModel(LatentMethods):
         max_samples_per_ts: int | None,
         stride: int = 1,
     ) -> TorchTrainingDataset:
+        dtype = series[0].dtype if self.train_sample is None else data_type(self)
+        series = of_type(series, dtype)
+        past_covariates = past_covariates and of_type(past_covariates, dtype)
+        future_covariates = future_covariates and of_type(future_covariates, dtype)
         check_data(self, series, past_covariates, future_covariates)
         return super()._build_train_dataset(
             series=series,
@@ -424,6 +487,10 @@ class DDSSMModel(LatentMethods):
         stride: int = 0,
         bounds: np.ndarray | None = None,
     ) -> TorchInferenceDataset:
+        dtype = data_type(self)
+        series = of_type(series, dtype)
+        past_covariates = past_covariates and of_type(past_covariates, dtype)
+        future_covariates = future_covariates and of_type(future_covariates, dtype)
         check_data(self, series, past_covariates, future_covariates)
         # Nothing is fed back, so that past covariates are not needed beyond the end of
         # the series: to the dataset the horizon is one output chunk. With a shift, darts
@@ -431,6 +498,16 @@ class DDSSMModel(LatentMethods):
         length = self.output_chunk_length
         if not self.output_chunk_shift:
             length = max(n, length)
+            if future_covariates is not None:
+                if bounds is None:
+                    check_future_covariates(series, future_covariates, length)
+                # to the end of the last patch, as far as they are known
+                whole = -(-length // self._patch_length) * self._patch_length
+                future_covariates = [
+                    known_until(covariates, one, length, whole)
+                    for covariates, one in zip(future_covariates, series, strict=True)
+                ]
+                length = whole
         return SequentialTorchInferenceDataset(
             series=series,
             past_covariates=past_covariates,
@@ -444,7 +521,22 @@ class DDSSMModel(LatentMethods):
             use_static_covariates=self.uses_static_covariates,
         )
 
-    @wraps(MixedCovariatesTorchModel.historical_forecasts)  # darts reads its signature
+    @_like(MixedCovariatesTorchModel.predict)
+    def predict(
+        self,
+        n: int,
+        series: TimeSeries | Sequence[TimeSeries] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        check_positive_integer("n", n)
+        check_positive_integer("num_samples", kwargs.get("num_samples", 1))
+        if series is not None:
+            check_series("series", series)
+        check_trained(self)
+        return super().predict(n, series, *args, **kwargs)
+
+    @_like(MixedCovariatesTorchModel.historical_forecasts)
     def historical_forecasts(
         self,
         series: TimeSeries | Sequence[TimeSeries],
@@ -470,18 +562,37 @@ class DDSSMModel(LatentMethods):
             **kwargs,
         )
 
+    def _train(
+        self, trainer: Trainer, model: _DDSSMModule, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            super()._train(trainer, model, *args, **kwargs)
+        except BaseException:
+            # interrupted: what was learned so far stays usable
+            if self.model is None and trainer.global_step > 0:
+                self.model, self.trainer = model, trainer
+            raise
+
     def _setup_for_predict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self.model.num_solver_steps = self.num_solver_steps
+        cast(_DDSSMModule, self.model).num_solver_steps = self.num_solver_steps
         return super()._setup_for_predict(*args, **kwargs)
 
     def save(self, path: str | None = None, clean: bool = False) -> None:
-        trainer, model = self.trainer, self.model
-        if trainer is not None and model is not None:
-            # darts asks the trainer, which may hold other weights than the model: the
-            # last ones after `load_best`, the fitted ones after `load_weights`.
-            if trainer.lightning_module is not model:
-                model.take_over(trainer)
-        super().save(path, clean)
+        model = self.model
+        if model is not None:
+            # darts asks the trainer for the weights. There is none after loading. It may
+            # hold other weights than the model: the last ones after `load_best`, the
+            # fitted ones after `load_weights`.
+            if self.trainer is None:
+                self.trainer = self._setup_trainer(None, model, verbose=False)
+            if self.trainer.lightning_module is not model:
+                model.take_over(self.trainer)
+        # the weights have a file of their own
+        self.model = None
+        try:
+            super().save(path, clean)
+        finally:
+            self.model = model
 
     def to_onnx(self, path: str | None = None, **kwargs: Any) -> None:
         """Refuse: a forecast of this model cannot be one graph for darts' ONNX runner.

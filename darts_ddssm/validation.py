@@ -13,10 +13,21 @@ def check(condition: bool, message: str) -> None:
         raise_log(ValueError(message))
 
 
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raise a `ValueError` that names a value which is no integer from ``least`` on."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    in_range = is_integer and value >= least
+    check(in_range, f"`{name}` must be an integer >= {least}, got `{value!r}`.")
+
+
 def check_positive_integer(name: str, value: Any) -> None:
     """Raise a `ValueError` that names a value which is no integer above zero."""
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    check(is_integer and value >= 1, f"`{name}` must be an integer >= 1, got `{value!r}`.")
+    check_integer(name, value, least=1)
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raise a `ValueError` that names a value which is not `True` or `False`."""
+    check(isinstance(value, bool), f"`{name}` must be `True` or `False`, got `{value!r}`.")
 
 
 def check_positive_number(name: str, value: Any, or_zero: bool = False) -> None:

@@ -72,7 +72,7 @@ TRAINER = {
     "logger": False,
 }
 # Steps of a training window of :func:`tiny_model`.
-WINDOW = 18
+INPUT, WINDOW = 12, 18
 
 
 def tiny_model(trainer: dict | None = None, **kwargs) -> DDSSMModel:
@@ -251,6 +251,20 @@ NUM_ERRORS = 4.5
 def squared_error(draws: Tensor) -> Tensor:
     """Squared standard error of the mean of draws (N, ...)."""
     return draws.var(0) / len(draws)
+
+
+def standard_error(draws: np.ndarray) -> np.ndarray:
+    """Return that of the mean along the last axis."""
+    return draws.std(-1, ddof=1) / draws.shape[-1] ** 0.5
+
+
+def agree(
+    one: np.ndarray, other: np.ndarray, num_errors: float = 5.0, slack: float = 0.0
+) -> bool:
+    """Tell whether means along the last axis are as near as their standard errors say."""
+    error = np.hypot(standard_error(one), standard_error(other))
+    allowed = slack + num_errors * error
+    return bool((np.abs(one.mean(-1) - other.mean(-1)) < allowed).all())
 
 
 def assert_mean(draws: Tensor | np.ndarray, expected, allowance: float = 0.0) -> None:

@@ -2,7 +2,9 @@
 What a model, series and covariates must be, so that nothing becomes NaN later.
 """
 
+import reprlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +47,7 @@ def check_data(
     ValueError
         If a series is refused or has no observed value.
     """
+    _check_static_covariates(model, series)
     for i, one in enumerate(series):
         values = one.all_values(copy=False)
         _check_finite("series", i, values)
@@ -77,6 +80,64 @@ def check_data(
             check_range(name, i, one.all_values(copy=False))
 
 
+def check_series(name: str, value: Any) -> None:
+    """Refuse what is neither a series nor a sequence of at least one.
+
+    Parameters
+    ----------
+    name
+        Name of the argument.
+    value
+        What was given.
+    """
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    given = value if several else [value]
+    wrong = [one for one in given if not isinstance(one, TimeSeries)]
+    got = reprlib.repr(wrong[0] if wrong else value)
+    check(
+        len(given) > 0 and not wrong,
+        f"`{name}` must be a `TimeSeries` or a sequence of at least one, got `{got}`.",
+    )
+
+
+def check_covariates(
+    past_covariates: TimeSeries | None, future_covariates: TimeSeries | None
+) -> None:
+    """Refuse covariates of one series that are no series."""
+    for name, value in (
+        ("past_covariates", past_covariates),
+        ("future_covariates", future_covariates),
+    ):
+        check(
+            value is None or isinstance(value, TimeSeries),
+            f"`{name}` must be a `TimeSeries` or `None`, got `{reprlib.repr(value)}`.",
+        )
+
+
+def check_future_covariates(
+    series: Sequence[TimeSeries], future_covariates: Sequence[TimeSeries], num_steps: int
+) -> None:
+    """Refuse future covariates that end less than so many steps after their series."""
+    for i, (one, covariates) in enumerate(zip(series, future_covariates, strict=False)):
+        last = one.end_time() + num_steps * one.freq
+        check(
+            covariates.end_time() >= last,
+            f"`future_covariates` must extend {num_steps} steps beyond `series`, the "
+            "greater of `n` and `output_chunk_length`, with `output_chunk_shift` if there "
+            f"is one, to {last}, got {covariates.end_time()} (at sequence index `{i}`).",
+        )
+
+
+def check_instance_norm(value: Any) -> None:
+    """Refuse what is no value of `use_reversible_instance_norm`."""
+    name, allowed = "use_reversible_instance_norm", {"affine", "eps"}
+    kinds = f"`True`, `False`, `None` or a dictionary of {sorted(allowed)}"
+    is_valid = value is None or isinstance(value, bool)
+    if isinstance(value, dict):
+        is_valid = set(value) <= allowed
+    check(is_valid, f"`{name}` must be {kinds}, got `{value!r}`.")
+
+
 def check_range(name: str, i: int, values: np.ndarray) -> None:
     """Refuse infinities, and covariates that are too large for the networks.
 
@@ -91,6 +152,19 @@ def check_range(name: str, i: int, values: np.ndarray) -> None:
     """
     _check_finite(name, i, values)
     _check_distance(name, i, values, values, "of zero")
+
+
+def _check_static_covariates(
+    model: MixedCovariatesTorchModel, series: Sequence[TimeSeries]
+) -> None:
+    """Refuse series of which some have static covariates and others have not."""
+    has_some = [one.has_static_covariates for one in series]
+    if model.considers_static_covariates and any(has_some):
+        check(
+            all(has_some),
+            "`series` must have static covariates, all or none of them, got none (at "
+            f"sequence index `{has_some.index(False) if False in has_some else 0}`).",
+        )
 
 
 def _check_finite(name: str, i: int, values: np.ndarray) -> None:
@@ -137,12 +211,20 @@ def window_length(model: MixedCovariatesTorchModel) -> int:
     return int(chunks + model.output_chunk_shift)
 
 
+def check_trained(model: MixedCovariatesTorchModel) -> None:
+    """Refuse a model that was fitted and has lost its weights."""
+    check(
+        not model._fit_called or model.model is not None,
+        "The model must be trained: its training ended before the first update. Call "
+        "`fit()` again, or load a checkpoint (`load_from_checkpoint()`) or a saved model "
+        "(`load()`).",
+    )
+
+
 def check_fitted(model: MixedCovariatesTorchModel, method: str) -> None:
     """Raise a `ValueError` that names a method which needs a fitted model."""
-    check(
-        model._fit_called and model.model is not None,
-        f"The model must be fitted before calling `{method}()`.",
-    )
+    check(model._fit_called, f"The model must be fitted before calling `{method}()`.")
+    check_trained(model)
 
 
 def check_instance_scale(model: MixedCovariatesTorchModel, method: str) -> None:

@@ -13,6 +13,7 @@ from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorc
 from darts.utils.torch import random_method
 
 from darts_ddssm.estimator.data_checks import (
+    check_covariates,
     check_fitted,
     check_instance_scale,
     check_window_length,
@@ -36,7 +37,7 @@ from darts_ddssm.series.inference import (
     Simulation,
     SmoothedStates,
 )
-from darts_ddssm.validation import check_positive_integer
+from darts_ddssm.validation import check_bool, check_positive_integer
 
 
 class LatentMethods(MixedCovariatesTorchModel, ABC):
@@ -57,8 +58,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         """Draw the latent states behind a series.
 
         Smoothing: each sample is one joint path of the states given the whole series.
-        With ``filtering=True``, each state is drawn by itself given the series up to its
-        step, and the samples are no joint paths.
+        With ``filtering=True``, each state is drawn by itself as a forecast from its step
+        draws it, and the samples are no joint paths.
 
         States have no units and no order, and another training run rotates and bends
         them. Compare them with known quantities through a regression, and with each other
@@ -81,8 +82,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         num_samples
             Number of samples of the states.
         filtering
-            Whether to condition each state on the past alone, of which it sees the last
-            ``input_chunk_length + output_chunk_length`` steps.
+            Whether to condition each state on the past alone: on the last
+            ``input_chunk_length`` steps, as a forecast does.
         batch_size
             Number of series that are treated at once; with ``filtering``, of their pasts.
             The training batch size by default.
@@ -106,8 +107,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
 
         References
         ----------
-        Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036: the
-        posterior that training fits.
+        Ruder and Wojnowicz, arXiv 2606.21036: the posterior that training fits.
 
         Examples
         --------
@@ -123,6 +123,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         (['z_0', 'z_1'], 60, 20)
         """
         check_positive_integer("num_samples", num_samples)
+        check_bool("filtering", filtering)
         sequence, samples, single = whole_series(
             self, "infer_latents", series, past_covariates, future_covariates
         )
@@ -364,6 +365,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         check_positive_integer("n", n)
         check_positive_integer("num_samples", num_samples)
         check_instance_scale(self, "simulate")
+        check_covariates(past_covariates, future_covariates)
         blank = blank_series(self, n, future_covariates, static_covariates)
         sample = sample_of(
             self,
@@ -380,7 +382,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
     @random_method
     def sample_transition(
         self,
-        state: np.ndarray,
+        state: np.ndarray | TimeSeries,
         num_samples: int = 100,
         future_covariates: TimeSeries | None = None,
         past_covariates: TimeSeries | None = None,
@@ -395,9 +397,9 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         Parameters
         ----------
         state
-            One state, (D,), a history of T states, oldest first, (T, D), or N histories,
-            (N, T, D). The transition sees the last ``transition_order`` states of a
-            history, or all if it is ``None``.
+            One state, (D,); a history of T states, oldest first, (T, D); N histories,
+            (N, T, D), or what :meth:`infer_latents` returns, N samples of T states. The
+            transition sees the last ``transition_order`` of them, or all if it is ``None``.
         num_samples
             Number of draws, S, from each.
         future_covariates
@@ -418,8 +420,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         Raises
         ------
         ValueError
-            If the model is not fitted, or ``state`` is not finite or has not
-            ``latent_dim`` entries on its last axis.
+            If the model is not fitted, or ``state`` is not finite or of another shape.
 
         Examples
         --------
@@ -435,7 +436,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         """
         check_positive_integer("num_samples", num_samples)
         check_fitted(self, "sample_transition")
-        histories = histories_of(self, state)
+        check_covariates(past_covariates, future_covariates)
+        histories, several = histories_of(self, state)
         question = transition_question(
             self,
             histories,
@@ -445,4 +447,4 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
             static_covariates,
         )
         (draws,) = answers(self, [question], verbose)
-        return draws if np.ndim(state) == 3 else draws[:, 0]
+        return draws if several else draws[:, 0]

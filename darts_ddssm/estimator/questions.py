@@ -4,17 +4,18 @@ Asking questions: samples to the Lightning module and answers back.
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
+import reprlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from darts import TimeSeries
+from darts.logging import raise_log
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 from darts.utils.data.torch_datasets.utils import TorchInferenceSample
 from torch.utils.data import DataLoader
 
-from darts_ddssm.estimator.data_checks import window_length
 from darts_ddssm.estimator.sequences import (
     STEPS,
     Sample,
@@ -97,12 +98,14 @@ def ask_filtered(
 ) -> list[np.ndarray]:
     """Return states given the past of each step, (S, T, D) for each sample.
 
+    The past is the input chunk that a forecast from that step has.
+
     Parameters
     ----------
     model, samples, num_samples, batch_size, verbose
         As for :func:`ask`.
     """
-    length = window_length(model)
+    length = model.input_chunk_length
     pasts = [
         part_of(sample, slice(max(end - length, 0), end))
         for sample in samples
@@ -121,15 +124,31 @@ def part_of(sample: Sample, steps: slice) -> Sample:
     return TorchInferenceSample(**parts, static_covariates=sample.static_covariates)
 
 
-def histories_of(model: MixedCovariatesTorchModel, state: np.ndarray) -> np.ndarray:
-    """Return states (D,), (T, D) or (N, T, D) as histories (N, T, D).
+def histories_of(
+    model: MixedCovariatesTorchModel, state: np.ndarray | TimeSeries
+) -> tuple[np.ndarray, bool]:
+    """Return states as histories (N, T, D), and whether several were given.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    state
+        States (D,), (T, D) or (N, T, D), or a series of states, each of whose samples is a
+        history.
 
     Raises
     ------
     ValueError
         If ``state`` is not finite or of another shape.
     """
-    states = np.asarray(state, dtype=data_type(model))
+    if isinstance(state, TimeSeries):
+        # (T, D, N) -> (N, T, D)
+        state = state.all_values(copy=False).transpose(2, 0, 1)
+    try:
+        states = np.asarray(state, dtype=data_type(model))
+    except (TypeError, ValueError):
+        raise_log(ValueError(f"`state` must be numbers, got `{reprlib.repr(state)}`."))
     dim = model.model.ssm.latent_dim
     check(
         1 <= states.ndim <= 3 and states.shape[-1:] == (dim,) and states.size > 0,
@@ -138,7 +157,7 @@ def histories_of(model: MixedCovariatesTorchModel, state: np.ndarray) -> np.ndar
     )
     check(bool(np.isfinite(states).all()), "`state` must be finite.")
     # (D,), (T, D) or (N, T, D) -> (N, T, D)
-    return states.reshape((-1, *np.atleast_2d(states).shape[-2:]))
+    return states.reshape((-1, *np.atleast_2d(states).shape[-2:])), states.ndim == 3
 
 
 def transition_question(

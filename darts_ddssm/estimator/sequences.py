@@ -20,12 +20,13 @@ from darts.utils.data.torch_datasets.utils import (
     TorchInferenceSample,
 )
 from darts.utils.ts_utils import SeriesType, get_series_seq_type, series2seq
-from darts.utils.utils import generate_index
+from darts.utils.utils import generate_index, n_steps_between
 
 from darts_ddssm.estimator.data_checks import (
     check_data,
     check_fitted,
     check_range,
+    check_series,
     window_length,
 )
 from darts_ddssm.validation import check
@@ -48,6 +49,34 @@ def prolonged(series: TimeSeries, num_steps: int) -> TimeSeries:
     """Append unknown values to a series."""
     shape = (num_steps, series.n_components, series.n_samples)
     return series.append_values(np.full(shape, np.nan, dtype=series.dtype))
+
+
+def of_type(sequence: Sequence[TimeSeries], dtype: np.dtype) -> list[TimeSeries]:
+    """Return series with their values, and static covariates, in a type."""
+    return [one if one.dtype == dtype else one.astype(dtype) for one in sequence]
+
+
+def known_until(
+    covariates: TimeSeries, series: TimeSeries, required: int, wanted: int
+) -> TimeSeries:
+    """Append unknown values to covariates that end between two steps after a series.
+
+    Parameters
+    ----------
+    covariates
+        Future covariates.
+    series
+        The series that is to be forecast.
+    required
+        Number of steps after the series that covariates must have. Those that end before
+        are returned as they are.
+    wanted
+        Number of steps that they have in the end, or more.
+    """
+    num_after = n_steps_between(covariates.end_time(), series.end_time(), series.freq)
+    if required <= num_after < wanted:
+        return prolonged(covariates, wanted - num_after)
+    return covariates
 
 
 def collate(samples: Sequence[Sample]) -> TorchInferenceBatch:
@@ -84,6 +113,13 @@ def whole_series(
         Arguments of the method. ``None`` for the training series.
     """
     check_fitted(model, method)
+    for name, value in (
+        ("series", series),
+        ("past_covariates", past_covariates),
+        ("future_covariates", future_covariates),
+    ):
+        if value is not None:
+            check_series(name, value)
     if series is None:
         check(
             model.training_series is not None,

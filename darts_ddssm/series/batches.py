@@ -13,6 +13,7 @@ first state has those of the last steps of the past, and the later states have n
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
+import math
 from typing import TypeAlias
 
 import torch
@@ -80,8 +81,8 @@ def _window(
 def training_window(batch: TorchTrainingBatch, gap: int, lag: int = 1) -> Window:
     """Join the input chunk, the gap and the output chunk of a training batch.
 
-    darts gives sample weights for the output chunk alone. The steps before it have their
-    mean, so that the weight of a window is that of all its steps.
+    darts gives sample weights for the output chunk alone. The steps before it have the
+    greatest of them, component by component, as the KL of the window does.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def training_window(batch: TorchTrainingBatch, gap: int, lag: int = 1) -> Window
     if batch.sample_weight is not None:
         ahead = batch.sample_weight
         # (B, n, C or 1) -> (B, T, C)
-        before = ahead.mean(1, keepdim=True).expand(-1, x.shape[1] - ahead.shape[1], -1)
+        before = ahead.amax(1, keepdim=True).expand(-1, x.shape[1] - ahead.shape[1], -1)
         weight = weight * torch.cat([before, ahead], dim=1)
     return _window(batch, x, future, weight, lag)
 
@@ -126,6 +127,9 @@ def horizon_window(
 ) -> Window:
     """Return the gap and the horizon of a forecast: inputs, and nothing observed.
 
+    Inputs are given to the end of the last patch, as far as the batch has them, so that
+    the forecast of a patch does not depend on where the horizon ends.
+
     Parameters
     ----------
     batch
@@ -135,17 +139,19 @@ def horizon_window(
     n
         Number of steps that are forecast.
     lag
-        Number of steps after which past covariates act.
+        Number L of steps of a state, after which past covariates act.
 
     Returns
     -------
     Window
-        G + n steps.
+        The least multiple of L that is not below G + n.
     """
+    length, num_steps = batch.past_target.shape[1], math.ceil((gap + n) / lag) * lag
     future = batch.future_covariates
     if future is not None:
-        future = torch.cat([_unknown(future, gap), future[:, :n]], dim=1)
-    length, num_steps = batch.past_target.shape[1], gap + n
+        future = future[:, : num_steps - gap]
+        after = _unknown(future, num_steps - gap - future.shape[1])
+        future = torch.cat([_unknown(future, gap), future, after], dim=1)
     blank = torch.zeros_like(_unknown(batch.past_target, num_steps))
     return Window(
         x=blank,

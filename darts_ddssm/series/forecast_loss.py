@@ -23,6 +23,7 @@ References
 import torch
 from torch import Tensor
 
+from darts_ddssm.series.likelihoods import bounded
 from darts_ddssm.series.model import NormalisedWindow, SeriesModel
 
 
@@ -75,7 +76,7 @@ def forecast_loss(
     if not raw.isfinite().all():
         # no distribution, for the caller to see
         return raw.sum()
-    parameters = model.likelihood._params_from_output(raw)
+    parameters = model.likelihood._params_from_output(bounded(model.likelihood, raw))
     draws: Tensor = model.likelihood._distr_from_params(parameters).rsample()
     # (S * B, n, C) -> (S, B, n, C)
     draws = draws.unflatten(0, (num_samples, -1))

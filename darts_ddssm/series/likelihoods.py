@@ -4,7 +4,9 @@ What each family of darts' likelihoods can do, and densities with missing values
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from darts.utils.likelihood_models.torch import (
@@ -39,6 +41,29 @@ from torch.distributions.constraints import (
 )
 
 
+class _OpenUnitInterval(Constraint):
+    """Numbers between zero and one, neither of them included."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value > 0) & (value < 1)
+
+
+# From the first parameter of a density, (...), to a value where the density is high.
+Value: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def _always(value: float) -> Value:
+    return lambda first: torch.full_like(first, value)
+
+
+def _first(first: Tensor) -> Tensor:
+    return first
+
+
+def _exp(first: Tensor) -> Tensor:
+    return first.clamp(-80.0, 80.0).exp()
+
+
 @dataclass(frozen=True)
 class Family:
     """What a family of densities can do.
@@ -48,7 +73,9 @@ class Family:
     support
         Where the density is positive.
     neutral
-        A value inside the support, which stands where an observation is missing.
+        A value of high density given the first parameter, which stands where an
+        observation is missing. Its log-density and derivatives must be finite: it is
+        multiplied by zero.
     location_scale
         Whether the raw parameters are a location and, before a softplus, a scale: a shift
         and a scaling of the data map such a family to itself.
@@ -67,7 +94,7 @@ class Family:
     """
 
     support: Constraint
-    neutral: float = 0.5
+    neutral: Value = _always(0.5)
     location_scale: bool = False
     num_real: int = 0
     reparametrised: bool = False
@@ -79,6 +106,7 @@ class Family:
 def _location_scale(reparametrised: bool = True, marginal: bool = False) -> Family:
     return Family(
         real,
+        neutral=_first,
         location_scale=True,
         num_real=1,
         reparametrised=reparametrised,
@@ -91,18 +119,20 @@ FAMILIES = {
     LaplaceLikelihood: _location_scale(),
     GumbelLikelihood: _location_scale(),
     CauchyLikelihood: _location_scale(reparametrised=False),  # has no mean
-    LogNormalLikelihood: Family(positive, num_real=1, marginal=True),
-    WeibullLikelihood: Family(positive),
+    LogNormalLikelihood: Family(positive, neutral=_exp, num_real=1, marginal=True),
+    WeibullLikelihood: Family(positive, neutral=_first, takes_prior=False),
     ExponentialLikelihood: Family(nonnegative),
-    GammaLikelihood: Family(nonnegative),
-    HalfNormalLikelihood: Family(nonnegative),
-    BetaLikelihood: Family(unit_interval),
+    GammaLikelihood: Family(positive),  # at zero its density may be infinite
+    HalfNormalLikelihood: Family(nonnegative, neutral=_first),
+    BetaLikelihood: Family(_OpenUnitInterval()),  # and at both ends
     ContinuousBernoulliLikelihood: Family(unit_interval),
     DirichletLikelihood: Family(simplex, joint=True),
-    BernoulliLikelihood: Family(boolean, neutral=1.0, marginal=True),
-    GeometricLikelihood: Family(nonnegative_integer, neutral=1.0),
-    NegativeBinomialLikelihood: Family(nonnegative_integer, neutral=1.0, takes_prior=False),
-    PoissonLikelihood: Family(nonnegative_integer, neutral=1.0),
+    BernoulliLikelihood: Family(boolean, neutral=_always(1.0), marginal=True),
+    GeometricLikelihood: Family(nonnegative_integer, neutral=_always(0.0)),
+    NegativeBinomialLikelihood: Family(
+        nonnegative_integer, neutral=_always(1.0), takes_prior=False
+    ),
+    PoissonLikelihood: Family(nonnegative_integer, neutral=_always(1.0)),
 }
 
 # Least raw parameter of those that are not real. A softplus or a sigmoid of it, 4e-18, is
@@ -123,7 +153,7 @@ def family_of(likelihood: TorchLikelihood) -> Family:
     raw = torch.zeros(1, 1, 1, likelihood.num_parameters)
     density = likelihood._distr_from_params(likelihood._params_from_output(raw))
     support = density.support
-    neutral = 1.0 if support.is_discrete else 0.5
+    neutral = _always(1.0 if support.is_discrete else 0.5)
     return Family(support, neutral, takes_prior=likelihood._prior_params is not None)
 
 
@@ -157,14 +187,18 @@ def bounded(likelihood: TorchLikelihood, raw: Tensor) -> Tensor:
     raw
         Raw parameters, (..., C, K).
     """
-    first, others = raw.tensor_split([family_of(likelihood).num_real], dim=-1)
+    family = family_of(likelihood)
+    if family.joint:
+        # a softmax over the components follows
+        return raw.maximum(raw.amax(-2, keepdim=True) + MIN_RAW)
+    first, others = raw.tensor_split([family.num_real], dim=-1)
     return torch.cat([first, others.clamp(min=MIN_RAW)], dim=-1)
 
 
 def _without_missing(
-    likelihood: TorchLikelihood, x: Tensor, weight: Tensor
+    likelihood: TorchLikelihood, raw: Tensor, x: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Put values of the support where the weight is zero.
+    """Put values of high density where the weight is zero.
 
     Returns
     -------
@@ -180,7 +214,8 @@ def _without_missing(
         x = torch.where(complete.unsqueeze(-1), x, 1 / x.shape[-1])
         # float32 proportions sum to one only nearly
         return x / x.sum(-1, keepdim=True), weight.mean(-1) * complete
-    return torch.where(weight > 0, x, family.neutral), weight
+    first = likelihood._params_from_output(raw.detach())[0]
+    return torch.where(weight > 0, x, family.neutral(first)), weight
 
 
 def negative_log_likelihood(
@@ -203,7 +238,7 @@ def negative_log_likelihood(
     if raw.isnan().any():
         # The loss of a network that has diverged; torch would refuse the parameters.
         return raw.sum()
-    x, weight = _without_missing(likelihood, x, weight)
+    x, weight = _without_missing(likelihood, raw, x, weight)
     # one density for all components of a step is one term, not C of them
     terms = x.shape[-1] if weight.dim() < x.dim() else 1
     loss: Tensor = likelihood.compute_loss(raw, x, weight) / terms
@@ -226,9 +261,9 @@ def log_prob(
     observed
         1 where ``x`` is observed and 0 where it is missing, (N, T, C).
     """
-    parameters = likelihood._params_from_output(bounded(likelihood, raw))
-    density = likelihood._distr_from_params(parameters)
-    x, observed = _without_missing(likelihood, x, observed)
+    raw = bounded(likelihood, raw)
+    density = likelihood._distr_from_params(likelihood._params_from_output(raw))
+    x, observed = _without_missing(likelihood, raw, x, observed)
     log_probs: Tensor = density.log_prob(x) * observed
     return log_probs.sum(-1) if log_probs.dim() == x.dim() else log_probs
 

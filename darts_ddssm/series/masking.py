@@ -4,9 +4,31 @@ Random masking: the encoder learns what a gap is even where training series have
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
+import math
+
 import torch
 
 from darts_ddssm.ssm.window import Window
+
+
+def num_masked_rows(share: float, num_rows: int) -> int:
+    """Number of rows of a batch to mask, ``share`` of them on average.
+
+    A number between two integers is rounded up or down at random. One row is always left,
+    from which all networks learn, so that in batches of one nothing is masked.
+
+    Parameters
+    ----------
+    share
+        Share of the rows, from 0 to below 1.
+    num_rows
+        Number B of rows of the batch.
+    """
+    rest, whole = math.modf(share * num_rows)
+    number = int(whole)
+    if rest > 0:
+        number += int(torch.rand(()) < rest)
+    return min(number, num_rows - 1)
 
 
 def mask_randomly(window: Window, num_rows: int) -> Window:

@@ -209,8 +209,9 @@ class SeriesModel:
             # A prior is one of the data's parameters.
             raw = scale.parameters_to_data(raw)
         nll = negative_log_likelihood(self.likelihood, raw, x, weight) + change
-        # (B, M): one KL for all values of a patch
-        kl = kl * posterior.patches.weight.mean(-1)
+        # One weight for each window, (B, 1), that of its greatest value: a step or a
+        # component of little weight must not make states cheap that all of them share.
+        kl = kl * window.weight.amax((1, 2)).unsqueeze(-1)
         return nll + kl_weight * kl.sum() / x.numel()
 
     # --- forecasts --------------------------------------------------------------------
@@ -225,6 +226,7 @@ class SeriesModel:
         self,
         encoded: EncodedContext,
         horizon: Window,
+        n: int,
         num_samples: int,
         num_solver_steps: int,
         mean: bool = False,
@@ -236,7 +238,9 @@ class SeriesModel:
         encoded
             The encoded context of B series.
         horizon
-            The gap and the horizon, of which the inputs are known, G + n steps.
+            The gap and the horizon, of which the inputs are known, at least G + n steps.
+        n
+            Number of steps of the forecast.
         num_samples
             Number S of paths of each series.
         num_solver_steps
@@ -260,7 +264,7 @@ class SeriesModel:
             x.repeat(num_samples, 1, 1) for x in (folded.transition_inputs, folded.u)
         )
         z = self.ssm.roll_out(history, inputs, num_solver_steps, mean)
-        raw = self.decode(z, u, patches)[:, self.output_chunk_shift :]
+        raw = self.decode(z, u, patches).narrow(1, self.output_chunk_shift, n)
         # (S * B, n, ...) -> (S, B, n, ...)
         return raw.unflatten(0, (num_samples, num_series))
 
@@ -268,6 +272,7 @@ class SeriesModel:
         self,
         context: Window,
         horizon: Window,
+        n: int,
         num_samples: int,
         num_solver_steps: int,
         max_paths: int,
@@ -278,7 +283,7 @@ class SeriesModel:
         ----------
         context
             The steps before the forecast, B series.
-        horizon, num_samples, num_solver_steps
+        horizon, n, num_samples, num_solver_steps
             As for :meth:`forecast_parameters`.
         max_paths
             The most paths of all series that are drawn at a time, to bound the memory.
@@ -291,7 +296,7 @@ class SeriesModel:
         encoded = self.encode(context)
         samples = []
         for size in group_sizes(num_samples, max_paths // len(context.x)):
-            raw = self.forecast_parameters(encoded, horizon, size, num_solver_steps)
+            raw = self.forecast_parameters(encoded, horizon, n, size, num_solver_steps)
             samples.append(self.draw(raw, encoded.scale))
         return torch.cat(samples)
 
@@ -299,6 +304,7 @@ class SeriesModel:
         self,
         context: Window,
         horizon: Window,
+        n: int,
         num_samples: int,
         num_solver_steps: int,
         max_paths: int,
@@ -309,7 +315,7 @@ class SeriesModel:
 
         Parameters
         ----------
-        context, horizon, num_samples, num_solver_steps, max_paths
+        context, horizon, n, num_samples, num_solver_steps, max_paths
             As for :meth:`forecast`.
 
         Returns
@@ -320,7 +326,7 @@ class SeriesModel:
         encoded = self.encode(context)
         raw = torch.cat(
             [
-                self.forecast_parameters(encoded, horizon, size, num_solver_steps)
+                self.forecast_parameters(encoded, horizon, n, size, num_solver_steps)
                 for size in group_sizes(num_samples, max_paths // len(context.x))
             ]
         )
@@ -331,17 +337,18 @@ class SeriesModel:
         return torch.stack(parameters, dim=-1)
 
     def mean_path_parameters(
-        self, context: Window, horizon: Window, num_solver_steps: int
+        self, context: Window, horizon: Window, n: int, num_solver_steps: int
     ) -> Tensor:
         """Raw parameters in data units along a mean path, (B, n, C, K).
 
         Parameters
         ----------
-        context, horizon, num_solver_steps
+        context, horizon, n, num_solver_steps
             As for :meth:`forecast`.
         """
         encoded = self.encode(context)
-        raw = self.forecast_parameters(encoded, horizon, 1, num_solver_steps, mean=True)[0]
+        how = 1, num_solver_steps, True
+        raw = self.forecast_parameters(encoded, horizon, n, *how)[0]
         return encoded.scale.parameters_to_data(raw) if self.family.location_scale else raw
 
 

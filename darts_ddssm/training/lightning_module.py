@@ -30,14 +30,19 @@ from darts_ddssm.series.batches import context_window, horizon_window, training_
 from darts_ddssm.series.forecast_loss import forecast_loss
 from darts_ddssm.series.inference import Question
 from darts_ddssm.series.likelihoods import family_of
-from darts_ddssm.series.masking import mask_randomly
+from darts_ddssm.series.masking import mask_randomly, num_masked_rows
 from darts_ddssm.series.model import SeriesModel
 from darts_ddssm.series.scaling import Scale
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.ssm.window import Window
-from darts_ddssm.training.schedule import FORECAST_LOSS_START, kl_weight, progress
-from darts_ddssm.training.weight_averaging import _AveragedWeights, averaging_callbacks
+from darts_ddssm.training.schedule import (
+    FORECAST_LOSS_START,
+    callbacks_of,
+    kl_weight,
+    progress,
+)
+from darts_ddssm.training.weight_averaging import _AveragedWeights
 
 # Steps of all windows whose KL makes a steady estimate for a batch. Training evaluates no
 # more of them, and validation, where a comparison should not be left to chance, no fewer.
@@ -187,7 +192,7 @@ class _DDSSMModule(PLForecastingModule):
         super().on_save_checkpoint(checkpoint)
         # Lightning asks no callback where it saves the weights alone.
         if "callbacks" not in checkpoint:
-            for callback in averaging_callbacks(self.trainer):
+            for callback in callbacks_of(self.trainer, _AveragedWeights):
                 callback.save_with_weights(self.trainer, self, checkpoint)
 
     def configure_gradient_clipping(
@@ -203,14 +208,13 @@ class _DDSSMModule(PLForecastingModule):
 
     def take_over(self, trainer: Trainer) -> None:
         """Become the module of a trainer that has trained another one."""
-        for callback in averaging_callbacks(trainer):
+        for callback in callbacks_of(trainer, _AveragedWeights):
             callback.forget()
         self.trainer = trainer
         trainer.strategy.connect(self)
 
     def on_train_batch_start(self, batch: TorchTrainingBatch, batch_idx: int) -> None:
-        expected = self.trainer.estimated_stepping_batches
-        self.progress.clamp_(min=progress(self.trainer.global_step, expected))
+        self.progress.clamp_(min=progress(self.trainer))
 
     def _log(
         self, name: str, value: Tensor, batch: TorchTrainingBatch, prog_bar: bool = False
@@ -259,7 +263,7 @@ class _DDSSMModule(PLForecastingModule):
         """
         model = self.series_model
         normalised = model.normalise(window)
-        num_masked = int(self.gap_augmentation * len(window.x))
+        num_masked = num_masked_rows(self.gap_augmentation, len(window.x))
         masked = normalised._replace(window=mask_randomly(normalised.window, num_masked))
         posterior = model.posterior(masked)
         transition = self.ssm.transition
@@ -282,7 +286,7 @@ class _DDSSMModule(PLForecastingModule):
                 max_windows=FORECAST_WINDOWS,
             )
             loss = negative_elbo + self.overshooting_weight * crps
-        if not loss.isfinite():
+        if not self._all_finite(loss):
             raise_log(
                 RuntimeError(
                     f"The training loss became non-finite (`{loss.item()}`). Check that "
@@ -294,6 +298,14 @@ class _DDSSMModule(PLForecastingModule):
                 )
             )
         return loss, negative_elbo
+
+    def _all_finite(self, loss: Tensor) -> bool:
+        """Tell whether a loss is finite in all processes of this training."""
+        finite = loss.detach().isfinite().to(loss.dtype)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # a process that stopped alone would leave the others waiting
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        return bool(finite)
 
     def _validation_score(self, window: Window) -> tuple[Tensor, Tensor | None]:
         """Return the score of windows, and the negative ELBO if that is another one.
@@ -322,9 +334,9 @@ class _DDSSMModule(PLForecastingModule):
 
         Steps with a missing value are left out.
         """
-        context, horizon = self._split_at_origin(batch, self.output_chunk_length)
+        given = self._split_at_origin(batch, self.output_chunk_length)
         (sample,) = self.series_model.forecast(
-            context, horizon, 1, self.num_solver_steps, max_paths=len(context.x)
+            *given, 1, self.num_solver_steps, max_paths=len(batch.past_target)
         )
         # (B, n, C) -> (B * n, C)
         sample, target = sample.flatten(0, 1), batch.future_target.flatten(0, 1)
@@ -336,10 +348,10 @@ class _DDSSMModule(PLForecastingModule):
 
     def _split_at_origin(
         self, batch: PLModuleInput | TorchInferenceBatch | TorchTrainingBatch, n: int
-    ) -> tuple[Window, Window]:
-        """Return what a forecast of n steps is given: its context and its horizon."""
+    ) -> tuple[Window, Window, int]:
+        """Return what a forecast of n steps is given: context, horizon and n."""
         gap, lag = self.output_chunk_shift, self.patch_length
-        return context_window(batch, lag), horizon_window(batch, gap, n, lag)
+        return context_window(batch, lag), horizon_window(batch, gap, n, lag), n
 
     def forward(self, x_in: PLModuleInput) -> PLModuleOutput:
         """Raw parameters of the output chunk along a mean path: (B, n, C, K)."""

@@ -1,10 +1,16 @@
 """
 What changes in the course of training.
 
-Progress is the share of the updates that are done, from 0 to 1.
+Progress is the share of a training that is done, from 0 to 1.
 """
 
+from typing import TypeVar
+
 import numpy as np
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback, Timer
+
+Kind = TypeVar("Kind", bound=Callback)
 
 # The weight of the KL stays at the first value up to the first share of the updates, is 1
 # at the second, at its peak from the third to the fourth, and 1 from the last on. Under a
@@ -20,19 +26,28 @@ FORECAST_LOSS_START = 0.3
 UNLIMITED_UPDATES = 3000
 
 
-def progress(num_updates: int, expected_updates: float) -> float:
-    """Return the share of the updates that are done.
+def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+    """Return the callbacks of a trainer that are of one kind."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, kind)]
 
-    Parameters
-    ----------
-    num_updates
-        Number of updates that are done.
-    expected_updates
-        Number of updates of the whole training; may be infinite.
+
+def progress(trainer: Trainer) -> float:
+    """Return the share of a training that is done, from 0 to 1.
+
+    It is the greatest of the shares of the updates, the epochs and the time that the
+    trainer allows, since training ends with the first of them.
     """
-    if expected_updates == float("inf"):
-        expected_updates = UNLIMITED_UPDATES
-    return min(num_updates / expected_updates, 1.0)
+    # of steps and epochs, the lower one
+    expected = trainer.estimated_stepping_batches
+    if expected == float("inf"):
+        expected = UNLIMITED_UPDATES
+    done = trainer.global_step / expected
+    for timer in callbacks_of(trainer, Timer):
+        elapsed, remaining = timer.time_elapsed(), timer.time_remaining()
+        if remaining is not None and elapsed + remaining > 0:
+            done = max(done, elapsed / (elapsed + remaining))
+    return min(done, 1.0)
 
 
 def kl_weight(progress: float, peak: float) -> float:
@@ -41,7 +56,7 @@ def kl_weight(progress: float, peak: float) -> float:
     Parameters
     ----------
     progress
-        Share of the updates that are done.
+        Share of the training that is done.
     peak
         Weight midway in training; at the end it is 1.
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 WEIGHT_AVERAGE_DECAY = 0.999
@@ -44,6 +44,13 @@ class _AveragedWeights(WeightAveraging):
         self._match_precision(pl_module)
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let the module have the average where training ends early too."""
+        if self._average_model is not None:
+            self._copy_average_to_current(pl_module)
+
     def save_with_weights(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -55,9 +62,3 @@ class _AveragedWeights(WeightAveraging):
     def forget(self) -> None:
         """Drop the average: the module has the weights that are to be used."""
         self._average_model = None
-
-
-def averaging_callbacks(trainer: Trainer) -> list[_AveragedWeights]:
-    """Return the callbacks of a trainer that average the weights."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [c for c in callbacks if isinstance(c, _AveragedWeights)]

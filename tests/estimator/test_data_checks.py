@@ -6,7 +6,7 @@ import pytest
 from darts.utils.likelihood_models import torch as likelihoods
 from darts.utils.timeseries_generation import linear_timeseries
 
-from tests.helpers import covariate, noisy_sine, with_gaps
+from tests.helpers import covariate, noisy_sine, static, with_gaps
 
 
 def test_series_must_have_observed_values(tiny):
@@ -94,3 +94,31 @@ def test_absurd_input_is_no_crash_inside_torch(tiny, kind):
         assert f"`{kind}`" in str(error)
     else:
         assert np.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_all_series_or_none_have_static_covariates(tiny, first):
+    one, other = noisy_sine().with_static_covariates(static(1.0)), noisy_sine(seed=1)
+    series = [one, other] if first else [other, one]
+    with pytest.raises(ValueError, match="`series` must have static covariates") as error:
+        tiny().fit(series)
+    assert f"(at sequence index `{int(first)}`)" in str(error.value)
+
+
+@pytest.mark.parametrize("family, bad", [("Gamma", 0.0), ("Beta", 0.0), ("Beta", 1.0)])
+def test_values_of_infinite_density_are_refused(tiny, family, bad):
+    values = np.random.default_rng(0).uniform(0.1, 0.9, (80, 1)).astype(np.float32)
+    values[20] = bad
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    with pytest.raises(ValueError, match="`series` must lie in the support of"):
+        tiny(likelihood=likelihood).fit(noisy_sine().with_values(values))
+
+
+def test_future_covariates_must_cover_the_horizon(tiny):
+    """The message is about the horizon, also where it is longer than the output chunk."""
+    model = tiny(n_epochs=1).fit(noisy_sine(), future_covariates=covariate(80))
+    for n, steps in ((2, 6), (10, 10)):
+        with pytest.raises(ValueError, match=f"must extend {steps} steps") as error:
+            model.predict(n, future_covariates=covariate(80 + steps - 1))
+        assert "at sequence index `0`" in str(error.value)
+        assert len(model.predict(n, future_covariates=covariate(80 + steps))) == n

@@ -1,7 +1,13 @@
 """Arguments that are refused, each with a message that names the problem."""
 
+import functools
+
+import numpy as np
+import pandas as pd
 import pytest
 from darts.utils.likelihood_models import torch as likelihoods
+
+from tests.helpers import noisy_sine, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -58,3 +64,90 @@ def test_likelihood_must_be_a_density(tiny):
 def test_unknown_argument(tiny):
     with pytest.raises(ValueError, match="no args/kwargs `\\['latent_size'\\]`"):
         tiny(latent_size=3)
+
+
+@pytest.mark.parametrize(
+    "name", ["input_chunk_length", "output_chunk_length", "batch_size", "n_epochs"]
+)
+@pytest.mark.parametrize("value", [0, -1, 1.5, "12", True])
+def test_lengths_and_numbers_must_be_positive_integers(tiny, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be .* got `{value!r}`"):
+        tiny(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "0", None])
+def test_shift_must_not_be_negative(tiny, value):
+    with pytest.raises(ValueError, match=f"`output_chunk_shift` must be .* `{value!r}`"):
+        tiny(output_chunk_shift=value)
+
+
+@pytest.mark.parametrize("value", ["yes", [1], {"affin": True}, 1])
+def test_instance_norm_must_be_known(tiny, value):
+    with pytest.raises(ValueError, match="`use_reversible_instance_norm` must be") as error:
+        tiny(use_reversible_instance_norm=value)
+    assert f"got `{value!r}`" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [None, 1, "no"])
+def test_use_of_static_covariates_must_be_a_bool(tiny, value):
+    with pytest.raises(ValueError, match=f"`use_static_covariates` must be .*{value!r}"):
+        tiny(use_static_covariates=value)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return tiny_model(n_epochs=1).fit(noisy_sine())
+
+
+@pytest.mark.parametrize("name", ["n", "num_samples"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", True, None])
+def test_forecasts_have_positive_sizes(fitted, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be .* got `{value!r}`"):
+        fitted.predict(**{"n": 3} | {name: value})
+
+
+NO_SERIES = [
+    [],
+    [noisy_sine(), None],
+    pd.DataFrame({"a": [1.0]}),
+    3,
+    "series",
+    np.zeros(20),
+]
+
+
+@pytest.mark.parametrize("value", NO_SERIES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("method", ["infer_latents", "log_likelihood", "impute", "predict"])
+def test_series_must_be_series(fitted, method, value):
+    call = getattr(fitted, method)
+    if method == "predict":
+        call = functools.partial(call, 3)
+    with pytest.raises(ValueError, match="`series` must be a `TimeSeries` or a sequence"):
+        call(series=value)
+
+
+@pytest.mark.parametrize("value", NO_SERIES, ids=lambda value: type(value).__name__)
+def test_training_series_must_be_series(tiny, value):
+    with pytest.raises(ValueError, match="`series` must be a `TimeSeries` or a sequence"):
+        tiny().fit(value)
+
+
+@pytest.mark.parametrize("name", ["past_covariates", "future_covariates"])
+def test_covariates_must_be_series(fitted, name):
+    for method in (fitted.infer_latents, fitted.impute, fitted.log_likelihood):
+        with pytest.raises(ValueError, match=f"`{name}` must be a `TimeSeries`.* got `3`"):
+            method(noisy_sine(), **{name: 3})
+    with pytest.raises(ValueError, match=f"`{name}` must be a `TimeSeries`.* got `3`"):
+        fitted.simulate(5, **{name: 3})
+    with pytest.raises(ValueError, match=f"`{name}` must be a `TimeSeries`.* got `3`"):
+        fitted.sample_transition([0.0, 0.0], **{name: 3})
+
+
+def test_filtering_must_be_a_bool(fitted):
+    with pytest.raises(ValueError, match="`filtering` must be .* got `'a'`"):
+        fitted.infer_latents(filtering="a")
+
+
+def test_states_must_be_numbers(fitted):
+    with pytest.raises(ValueError, match="`state` must be numbers, got `'a'`"):
+        fitted.sample_transition("a")

@@ -13,7 +13,7 @@ from darts.utils.data import (
 from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
-from tests.helpers import TRAINER, covariate, noisy_sine, same, with_gaps
+from tests.helpers import TRAINER, covariate, noisy_sine, same, tiny_model, with_gaps
 
 TRANSITIONS = ("diffusion", "gaussian")
 ORDERS = (1, 2, None)
@@ -246,3 +246,37 @@ def test_paths_in_memory_are_bounded_by_the_batch_size(tiny):
     forecast = model.predict(6, num_samples=500, batch_size=4)
     assert forecast.n_samples == 500
     assert sum(rows) == 500 and max(rows) == 4 * (12 + 6)
+
+
+# --- types ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, other", [("float32", "float64"), ("float64", "float32")])
+def test_another_type_is_cast_to_that_of_training(dtype, other):
+    """In training beside the first series, in validation and in forecasts."""
+    one, two = noisy_sine().astype(dtype), noisy_sine(seed=1).astype(other)
+    known = [covariate(100, seed=i).astype(other) for i in (2, 3)]
+    arguments = {"past_covariates": known, "future_covariates": known}
+    model = tiny_model(n_epochs=1)
+    model.fit(
+        [one, two],
+        val_series=[two, two],
+        val_past_covariates=known,
+        val_future_covariates=known,
+        **arguments,
+    )
+    assert np.isfinite(model.trainer.callback_metrics["val_loss"].item())
+    forecasts = model.predict(3, [two, two], num_samples=5, random_state=0, **arguments)
+    assert all(forecast.dtype == dtype for forecast in forecasts)
+    same_values = [two.astype(dtype)] * 2
+    again = model.predict(3, same_values, num_samples=5, random_state=0, **arguments)
+    assert all(same(*pair) for pair in zip(forecasts, again, strict=True))
+    backtest = model.historical_forecasts(
+        [two, two],
+        **arguments,
+        start=0.8,
+        forecast_horizon=3,
+        retrain=False,
+        last_points_only=False,
+    )
+    assert backtest[0][0].dtype == dtype

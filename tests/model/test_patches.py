@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from darts.utils.likelihood_models.torch import GaussianLikelihood
 
 from darts_ddssm import DDSSMModel
-from tests.helpers import covariate, noisy_sine, same, with_gaps
+from tests.helpers import agree, covariate, noisy_sine, same, tiny_model, with_gaps
 
 # 12 and 6 steps: whole patches, and patches that reach beyond both chunks
 LENGTHS = [3, 4]
@@ -179,3 +180,39 @@ def test_likelihood_of_a_normal_series(tiny):
     values = np.concatenate([s.values() for s in series[16:]])
     exact = -0.5 * np.log(2 * np.pi) - 0.5 * np.square(values).mean()
     assert abs(estimate - exact) < 0.1
+
+
+@pytest.mark.parametrize("long", [6, 8, 12])
+def test_a_forecast_is_the_head_of_a_longer_one(long):
+    """Wherever the covariates are known. Five standard errors."""
+    series, known = noisy_sine(), covariate(120)
+    model = tiny_model(patch_length=4, output_chunk_length=8, n_epochs=1)
+    # an untrained decoder is nearly blind to its inputs
+    model = model.fit(series, future_covariates=known)
+    torch.manual_seed(0)
+    for parameter in model.model.ssm.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    short, head = (
+        model.predict(n, future_covariates=known, num_samples=4000, random_state=n)
+        for n in (1, long)
+    )
+    short, head = (one.all_values()[0, 0] for one in (short, head))
+    assert agree(short, head)
+    assert agree(short**2, head**2)
+    # the covariates of the patch do matter
+    values = known.values(copy=True)
+    values[81:84] += 5.0
+    other = known.with_values(values)
+    moved = model.predict(1, future_covariates=other, num_samples=4000)
+    assert not agree(short**2, moved.all_values()[0, 0] ** 2)
+
+
+def test_covariates_that_end_with_the_horizon_are_enough():
+    """What a last patch has beyond them is unknown."""
+    series, known = noisy_sine(), covariate(120)
+    model = tiny_model(patch_length=4, n_epochs=1).fit(series, future_covariates=known)
+    for n, end in ((5, 86), (9, 89), (10, 90)):
+        forecast = model.predict(n, future_covariates=known[:end], num_samples=3)
+        assert len(forecast) == n and np.isfinite(forecast.all_values()).all()
+    with pytest.raises(ValueError, match="`future_covariates` must extend 9 steps"):
+        model.predict(9, future_covariates=known[:88])

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from darts import TimeSeries
 from darts.metrics import mae
+from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 
-from tests.helpers import ahead, noisy_sine, same
+from darts_ddssm.series.batches import training_window
+from darts_ddssm.ssm.window import Window
+from tests.helpers import ahead, fitted, noisy_sine, same
 
 
 def constant(series: TimeSeries, weight) -> TimeSeries:
@@ -124,3 +128,50 @@ def test_weights_of_validation_leave_training_alone(tiny):
         for weights in (None, "exponential")
     ]
     assert same(*forecasts)
+
+
+# --- the KL ---------------------------------------------------------------------------
+
+
+def kl_part(model, weight: torch.Tensor) -> torch.Tensor:
+    """What the KL adds to the loss of windows with these weights (B, T, C)."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 18, 3)
+    none = x[..., :0]
+    window = Window(x, torch.ones_like(x), none, none, weight.expand_as(x))
+    normalised = model.normalise(window)
+    posterior = model.posterior(normalised)
+    losses = []
+    for kl_weight in (0.0, 1.0):
+        torch.manual_seed(1)
+        losses.append(model.negative_elbo(normalised, posterior, kl_weight))
+    return losses[1] - losses[0]
+
+
+def test_kl_of_a_window_has_one_weight():
+    """Weights of zero for some steps or components do not make it cheaper."""
+    model = fitted(num_components=3).model.series_model
+    whole = kl_part(model, torch.ones(1, 1, 1))
+    assert whole > 0
+    steps, components = torch.ones(1, 18, 1), torch.zeros(1, 1, 3)
+    steps[:, ::2], components[..., 0] = 0.0, 1.0
+    for weight in (steps, components):
+        torch.testing.assert_close(kl_part(model, weight), whole)
+    torch.testing.assert_close(kl_part(model, torch.full((1, 1, 1), 0.3)), 0.3 * whole)
+    # of half of the windows
+    rows = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(-1, 1, 1)
+    assert 0.1 * whole < kl_part(model, rows) < 0.9 * whole
+
+
+def test_input_chunk_has_the_greatest_weight_of_the_output_chunk():
+    weight = torch.zeros(2, 6, 2)
+    weight[0, 1, 0], weight[0, 3, 0], weight[1, 0, 1] = 0.5, 2.0, 1.0
+    batch = TorchTrainingBatch(
+        past_target=torch.randn(2, 12, 2),
+        future_target=torch.randn(2, 6, 2),
+        sample_weight=weight,
+    )
+    window = training_window(batch, gap=3)
+    assert torch.equal(window.weight[:, -6:], weight)
+    expected = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).unsqueeze(1).expand(-1, 15, -1)
+    assert torch.equal(window.weight[:, :-6], expected)

@@ -1,5 +1,7 @@
 """Saving and loading, checkpoints, weights, finetuning, and export, which is refused."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -311,3 +313,87 @@ def test_old_checkpoint(path):
 
 if __name__ == "__main__":
     make_checkpoint()
+
+
+# --- copies and interruptions ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_copies_of_a_fitted_model_are_fitted(tiny, tmp_path, copied):
+    model = tiny(n_epochs=1).fit(noisy_sine())
+    other = copied(model)
+    assert same(ahead(model), ahead(other))
+    # and can be saved, also before they have forecast
+    copied(model).save(str(tmp_path / "model.pt"))
+    assert same(ahead(model), ahead(DDSSMModel.load(str(tmp_path / "model.pt"))))
+    # a deep copy goes its own way
+    before = ahead(model)
+    if copied is not copy.copy:
+        other.fit(noisy_sine(seed=1))
+        assert not same(before, ahead(other))
+    assert same(before, ahead(model))
+
+
+def test_saved_files_hold_the_weights_once(tiny, tmp_path):
+    tiny(n_epochs=1, hidden_size=64).fit(noisy_sine()).save(str(tmp_path / "model.pt"))
+    sizes = [(tmp_path / name).stat().st_size for name in ("model.pt", "model.pt.ckpt")]
+    assert sizes[0] < 0.2 * sizes[1]
+
+
+def test_a_loaded_model_is_saved_with_its_weights(tiny, tmp_path):
+    """Also where it has not forecast yet."""
+    first, second = str(tmp_path / "first.pt"), str(tmp_path / "second.pt")
+    model = tiny(n_epochs=1).fit(noisy_sine())
+    model.save(first)
+    DDSSMModel.load(first).save(second)
+    assert same(ahead(model), ahead(DDSSMModel.load(second)))
+
+
+class Interrupt(Callback):
+    """Raise an error before an update."""
+
+    def __init__(self, error: type[BaseException], after: int) -> None:
+        self.error, self.after = error, after
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == self.after:
+            raise self.error
+
+
+class Halt(Callback):
+    """Stop after an update."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.should_stop = trainer.global_step == self.after
+
+
+# Lightning makes an exit of Ctrl-C
+@pytest.mark.parametrize(
+    "error, raised", [(OSError, OSError), (KeyboardInterrupt, SystemExit)]
+)
+def test_an_interrupted_training_leaves_a_model(tiny, error, raised):
+    model = tiny({"callbacks": [Interrupt(error, after=3)]})
+    with pytest.raises(raised):
+        model.fit(noisy_sine())
+    assert np.isfinite(ahead(model).all_values()).all()
+    assert len(model.infer_latents(num_samples=2)) == 80
+    # as if it had been told to stop there
+    whole = tiny({"callbacks": [Halt(after=3)]}).fit(noisy_sine())
+    assert whole.trainer.global_step == 3
+    assert same(ahead(model), ahead(whole))
+
+
+def test_a_training_that_never_began_leaves_none(tiny):
+    model = tiny({"callbacks": [Interrupt(OSError, after=0)]})
+    with pytest.raises(OSError):
+        model.fit(noisy_sine())
+    for call in (lambda: model.predict(3), model.infer_latents, model.log_likelihood):
+        with pytest.raises(ValueError, match="The model must be trained: its training end"):
+            call()

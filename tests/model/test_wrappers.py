@@ -22,7 +22,7 @@ from darts.models import (
 from darts.utils.likelihood_models.torch import LaplaceLikelihood
 
 from darts_ddssm import DDSSMModel
-from tests.helpers import TRAINER, covariate, noisy_sine
+from tests.helpers import TRAINER, covariate, fitted, noisy_sine, same
 
 # Each asks our model through private hooks of darts.
 pytestmark = pytest.mark.darts_compat
@@ -199,3 +199,23 @@ def test_explanation_needs_a_marginal():
     model.fit(target, future_covariates=level)
     with pytest.raises(ValueError, match="[Ll]ikelihood"):
         explainer(model).explain_single(max_evals=17)
+
+
+# --- saving ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_saved_wrappers_forecast_the_same(tmp_path, clean):
+    """darts' safe loader takes what a wrapper holds of the model."""
+    series, path = noisy_sine(), str(tmp_path / "wrapper.pt")
+    model = fitted()
+    ensemble = NaiveEnsembleModel([model, model], train_forecasting_models=False)
+    conformal = ConformalNaiveModel(model, quantiles=[0.1, 0.5, 0.9], cal_length=20)
+    for wrapper in (ensemble, conformal):
+        wrapper.save(path, clean=clean)
+        loaded = type(wrapper).load(path)
+        forecasts = [
+            one.predict(3, series, num_samples=20, random_state=0)
+            for one in (wrapper, loaded)
+        ]
+        assert same(*forecasts)

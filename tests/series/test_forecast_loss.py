@@ -1,5 +1,7 @@
 """The loss of forecasts of several steps."""
 
+import copy
+
 import numpy as np
 import pytest
 import scoringrules as sr
@@ -59,6 +61,15 @@ def test_missing_values_and_weights(model):
     seen = window.observed.clone()
     seen[:, -1] = 0
     assert scored(model, window._replace(x=wild, observed=seen)) < 100
+
+
+@torch.no_grad()
+def test_no_raw_parameter_is_too_small(model):
+    """A scale that would be rounded to zero is no error of torch."""
+    copied = copy.deepcopy(model)
+    bias = copied.model.ssm.decoder.network[-1].bias
+    bias.view(1, 2)[:, 1] = -1e4
+    assert scored(copied, window_of()).isfinite()
 
 
 def test_the_encoder_does_not_learn_from_it(model):

@@ -10,15 +10,19 @@ from darts.utils.likelihood_models import torch as likelihoods
 from scipy import stats
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.ssm.state_space import StateSpaceModel
 from tests.helpers import (
     GAPS,
+    INPUT,
     ORDERS,
     SERIES,
     TRANSITIONS,
     WINDOW,
+    agree,
     ask,
     fitted,
     noisy_sine,
+    standard_error,
     tiny_model,
     values,
     with_gaps,
@@ -40,20 +44,6 @@ def trained(**kwargs) -> DDSSMModel:
         optimizer_kwargs=FAST,
     )
     return tiny_model(**(arguments | kwargs)).fit(noisy_sine(200))
-
-
-def standard_error(draws: np.ndarray) -> np.ndarray:
-    """Return that of the mean along the last axis."""
-    return draws.std(-1, ddof=1) / draws.shape[-1] ** 0.5
-
-
-def agree(
-    one: np.ndarray, other: np.ndarray, num_errors: float = 5.0, slack: float = 0.0
-) -> bool:
-    """Tell whether means along the last axis are as near as their standard errors say."""
-    error = np.hypot(standard_error(one), standard_error(other))
-    allowed = slack + num_errors * error
-    return bool((np.abs(one.mean(-1) - other.mean(-1)) < allowed).all())
 
 
 def with_tail(series: TimeSeries, num_steps: int) -> TimeSeries:
@@ -86,29 +76,51 @@ def test_filtering_does_not_know_the_future(transition, t):
 
 
 @pytest.mark.parametrize("shift", [0, 3])
-def test_filtering_sees_the_last_window(shift):
+def test_filtering_sees_the_input_chunk_of_a_forecast(shift):
     """Its first step still counts, the step before it does not."""
     model = fitted(output_chunk_shift=shift)
     states = values(ask("filtering", model, SERIES))
-    for age, seen in ((WINDOW + shift - 1, True), (WINDOW + shift, False)):
+    for age, seen in ((INPUT - 1, True), (INPUT, False)):
         changed = SERIES.values(copy=True)
         changed[70 - age] += 100
         other = values(ask("filtering", model, SERIES.with_values(changed)))
         assert np.array_equal(states[70], other[70]) is not seen
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_filtered_state_is_what_a_forecast_starts_with(monkeypatch, norm):
+    """Both are drawn from the same posterior, also where windows have their own scale."""
+    model = fitted(use_reversible_instance_norm=norm)
+    given = []
+
+    def spy(ssm, projection, window, *args, **kwargs):
+        given.append(window)
+        return sample_filtered(ssm, projection, window, *args, **kwargs)
+
+    sample_filtered = StateSpaceModel.sample_filtered
+    monkeypatch.setattr(StateSpaceModel, "sample_filtered", spy)
+    drifting = SERIES + np.linspace(0, 5, len(SERIES), dtype=np.float32)[:, None, None]
+    model.predict(1, drifting)
+    ask("filtering", model, drifting, batch_size=1)
+    assert len(given) == 1 + len(SERIES)
+    for forecast, filtered in zip(given[0], given[-1], strict=True):
+        assert torch.equal(forecast, filtered)
+    # a step earlier it is another one
+    assert not torch.equal(given[0].x, given[-2].x)
+
+
 @pytest.mark.parametrize("transition", TRANSITIONS)
 def test_smoothing_ends_where_filtering_does(transition):
-    """At the last step of a window both know all of it. Five standard errors."""
-    model, series = trained(transition=transition), SERIES[:WINDOW]
+    """At the last step of an input chunk both know all of it. Five standard errors."""
+    model, series = trained(transition=transition), SERIES[:INPUT]
     draws = [
         values(ask(question, model, series, num_samples=2000))
         for question in ("smoothing", "filtering")
     ]
     assert agree(draws[0][-1], draws[1][-1])
     assert agree(*(np.square(x[-1]) for x in draws))
-    # a step earlier they know different things
-    assert not agree(draws[0][5], draws[1][5])
+    # at the first steps they know different things
+    assert not agree(draws[0][1], draws[1][1])
 
 
 def test_states_tell_the_phase_of_the_sine():
@@ -455,18 +467,28 @@ def test_each_history_has_its_own_draws():
     assert (np.diff(means, axis=0) > 5).all()
 
 
+def test_states_may_be_those_that_were_inferred():
+    """Each sample is a history."""
+    model = fitted()
+    latents = model.infer_latents(SERIES, num_samples=5, random_state=0)
+    drawn = model.sample_transition(latents, num_samples=7, random_state=1)
+    assert drawn.shape == (7, 5, 2)
+    histories = latents.all_values().transpose(2, 0, 1)
+    again = model.sample_transition(histories, num_samples=7, random_state=1)
+    assert np.array_equal(drawn, again)
+
+
 @pytest.mark.parametrize("transition", TRANSITIONS)
 @pytest.mark.parametrize("order", ORDERS)
 def test_transition_is_the_one_of_the_filter(transition, order):
     """The state after a series is the transition of its paths. Five standard errors."""
     model = fitted(transition=transition, transition_order=order)
-    series = SERIES[: WINDOW - 1]
+    series = with_gaps(SERIES[:INPUT], slice(-1, None))
     paths = values(ask("smoothing", model, series, num_samples=2000))
-    # (T, D, S) -> (S, T, D)
-    paths = paths.transpose(2, 0, 1)
+    # (T, D, S) -> (S, T, D), without the last state, which nothing is known of
+    paths = paths.transpose(2, 0, 1)[:, :-1]
     drawn = model.sample_transition(paths, num_samples=1, random_state=1)[0].T
-    filtered = ask("filtering", model, with_tail(series, 1), num_samples=2000)
-    filtered = filtered.all_values()[-1]
+    filtered = ask("filtering", model, series, num_samples=2000).all_values()[-1]
     assert agree(drawn, filtered)
     assert agree(drawn**2, filtered**2)
 

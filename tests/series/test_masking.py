@@ -5,7 +5,7 @@ import torch
 from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 
 from darts_ddssm.series.batches import training_window
-from darts_ddssm.series.masking import mask_randomly
+from darts_ddssm.series.masking import mask_randomly, num_masked_rows
 
 
 def test_masked_values_form_gaps():
@@ -31,3 +31,18 @@ def test_masked_values_form_gaps():
         runs = "".join("01"[int(value)] for value in row).split("1")
         lengths.update(len(run) for run in runs)
     assert {1, 2, 3, 5, 8, 12} <= lengths
+
+
+@pytest.mark.parametrize("num_rows, share", [(2, 0.25), (3, 0.25), (32, 0.25), (7, 0.6)])
+def test_share_of_the_rows_holds_in_small_batches(num_rows, share):
+    """On average, within five standard errors; one row is always left."""
+    torch.manual_seed(0)
+    numbers = torch.tensor([num_masked_rows(share, num_rows) for _ in range(2000)]).float()
+    assert numbers.max() < num_rows
+    assert (numbers - share * num_rows).abs().max() < 1
+    error = numbers.std() / len(numbers) ** 0.5
+    assert (numbers.mean() - share * num_rows).abs() <= 5 * error
+
+
+def test_a_batch_of_one_is_not_masked():
+    assert {num_masked_rows(0.9, 1) for _ in range(20)} == {0}

@@ -60,6 +60,15 @@ def test_schedule_ends_with_the_last_update_whatever_the_limit(tiny):
     assert record.weights[0] == pytest.approx(0.05) and record.weights[-1] == 1.0
 
 
+def test_schedule_ends_with_the_time(tiny):
+    record = KLWeights()
+    trainer = {"callbacks": [record], "max_time": {"seconds": 3}}
+    tiny(trainer, n_epochs=100_000).fit(noisy_sine())
+    assert record.weights[0] == pytest.approx(0.05) and record.weights[-1] == 1.0
+    # as far as it goes in steps or in epochs, whichever is more
+    assert len(record.weights) > 20
+
+
 class Stop(Callback):
     """Stop after ten updates."""
 
