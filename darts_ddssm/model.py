@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 from darts import TimeSeries
-from darts.logging import get_logger, raise_log
+from darts.logging import raise_log
 from darts.models.forecasting.torch_forecasting_model import (
     MixedCovariatesTorchModel,
 )
@@ -32,6 +32,7 @@ from darts_ddssm.estimator.automatic import (
     automatic_patch_length,
     dataset_scale,
     prefers_instance_scale,
+    say_once,
 )
 from darts_ddssm.estimator.data_checks import (
     check_data,
@@ -55,8 +56,6 @@ from darts_ddssm.validation import (
     check_positive_number,
     check_share,
 )
-
-logger = get_logger(__name__)
 
 # Arguments that may differ from those of the weights that are loaded.
 FREE_PARAMS = (
@@ -395,10 +394,10 @@ class DDSSMModel(LatentMethods):
         input_size = 2 * (sizes["future_covariates"] or 0)
         input_size += 2 * (static.size if static is not None else 0)
         if self.model_params["patch_length"] is None and self._patch_length > 1:
-            logger.info(
-                f"A window of {window_length(self)} steps is modelled in patches of "
-                f"{self._patch_length} steps, with a latent state each. Set "
-                "`patch_length` to decide it yourself."
+            say_once(
+                f"`DDSSMModel` cuts a window of {window_length(self)} steps into patches "
+                f"of {self._patch_length} steps with a latent state each. Pass "
+                "`patch_length` to decide it yourself, 1 for a state at each step."
             )
         arguments = (
             self.pl_module_params
@@ -440,10 +439,10 @@ class DDSSMModel(LatentMethods):
         )
         module.set_scale(*dataset_scale(dataset), by_instance)
         if by_instance:
-            logger.info(
-                "The training series drift: each window is normalised by its input chunk. "
-                "Set `use_reversible_instance_norm` to `False` or `True` to decide it "
-                "yourself."
+            say_once(
+                "`DDSSMModel` normalises each window by its input chunk, since the "
+                "training series drift. Pass `use_reversible_instance_norm=False` or "
+                "`True` to decide it yourself."
             )
 
     def _setup_for_fit_from_dataset(self, series: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,13 +6,17 @@ Letters as in :mod:`darts_ddssm.ssm`.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
 from darts import TimeSeries
+from darts.logging import get_logger
 from darts.utils.data import TorchTrainingDataset
 from torch import Tensor
 from torch.distributions import Normal, StudentT
+
+logger = get_logger(__name__)
 
 # A window of at most MAX_SINGLE_STEPS steps has a state at each of them, a longer one has
 # about NUM_PATCHES states.
@@ -32,6 +36,16 @@ MIN_INSTANCE_STD = 1e-3
 # Least spread of a component in rounding errors of its magnitude, so that a constant is
 # forecast as itself.
 MIN_SPREAD = 8
+
+
+@cache
+def say_once(message: str) -> None:
+    """Log what was decided, so that a plain script shows it, and once only.
+
+    A level below that of a warning would show nowhere, and a backtest that trains many
+    models would repeat it for each.
+    """
+    logger.warning(message)
 
 
 def automatic_patch_length(window_length: int, output_length: int) -> int:

@@ -227,14 +227,24 @@ def check_fitted(model: MixedCovariatesTorchModel, method: str) -> None:
     check_trained(model)
 
 
+def _why_instance_scale(model: MixedCovariatesTorchModel) -> str:
+    """Say that the model has decided for instance normalisation, if it has."""
+    if not model.model.decides_scale:
+        return ""
+    return (
+        " It was switched on automatically, since the training series drift: pass "
+        "`use_reversible_instance_norm=False` to the model to switch it off."
+    )
+
+
 def check_instance_scale(model: MixedCovariatesTorchModel, method: str) -> None:
     """Refuse a method that has no meaning where each window has its own scale."""
     check_fitted(model, method)
     check(
         not model.model.by_instance,
         f"`{method}()` must be called on a model without `use_reversible_instance_norm`: "
-        "with it, the density is that of a window given its scale. Where the level drifts "
-        "it is on unless set to `False`.",
+        "with it, the density is that of a window given its scale."
+        + _why_instance_scale(model),
     )
 
 
@@ -249,5 +259,5 @@ def check_window_length(
                 len(one) <= length,
                 f"`series` must have at most {length} steps, one training window, for "
                 f"`{method}()` with `use_reversible_instance_norm`, got {len(one)} (at "
-                f"sequence index `{i}`).",
+                f"sequence index `{i}`)." + _why_instance_scale(model),
             )

@@ -9,6 +9,7 @@ from darts_ddssm import DDSSMModel
 from darts_ddssm.estimator.automatic import (
     automatic_patch_length,
     prefers_instance_scale,
+    say_once,
 )
 from tests.helpers import drawn, noisy_sine, with_gaps
 
@@ -100,7 +101,7 @@ def test_drifting_series_are_normalised_window_by_window(tiny, norm, by_instance
     model = tiny(use_reversible_instance_norm=norm).fit(drifting())
     assert bool(model.model.by_instance) == by_instance
     if by_instance:
-        with pytest.raises(ValueError, match="unless set to `False`"):
+        with pytest.raises(ValueError, match="must be called on a model without"):
             model.log_likelihood()
     else:
         assert np.isfinite(model.log_likelihood())
@@ -133,3 +134,21 @@ def test_whose_scale_is_saved(tiny, tmp_path):
     fresh = tiny()
     fresh.load_weights(path)
     assert fresh.model.by_instance
+
+
+def test_a_scale_that_was_decided_is_said_and_explained(tiny, caplog):
+    """Once, and in the errors that follow from it."""
+    say_once.cache_clear()
+    for _ in range(2):
+        model = tiny(n_epochs=1).fit(drifting())
+        assert model.model.by_instance
+    said = [r for r in caplog.records if "normalises each window" in r.message]
+    assert [record.levelname for record in said] == ["WARNING"]
+    for call in (model.infer_latents, model.impute, model.log_likelihood):
+        with pytest.raises(ValueError, match="It was switched on automatically.*pass"):
+            call()
+    # not where the user has decided it
+    model = tiny(n_epochs=1, use_reversible_instance_norm=True).fit(drifting())
+    with pytest.raises(ValueError) as error:
+        model.infer_latents()
+    assert "automatically" not in str(error.value)

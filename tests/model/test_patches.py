@@ -7,6 +7,7 @@ import torch
 from darts.utils.likelihood_models.torch import GaussianLikelihood
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.estimator.automatic import say_once
 from tests.helpers import agree, covariate, noisy_sine, same, tiny_model, with_gaps
 
 # 12 and 6 steps: whole patches, and patches that reach beyond both chunks
@@ -97,12 +98,15 @@ def test_weights_of_another_length_are_refused(tiny, tmp_path):
     tiny(patch_length=3).load_weights(str(tmp_path / "model.pt"))
 
 
-def test_the_length_of_a_long_window_is_logged(tiny, caplog):
-    model = tiny(input_chunk_length=48, output_chunk_length=12)
-    with caplog.at_level("INFO", logger="darts_ddssm.model"):
-        model.fit(noisy_sine())
-    assert "A window of 60 steps is modelled in patches of 4 steps" in caplog.text
-    assert model.model.patch_length == 4
+def test_the_length_of_a_long_window_is_said_once(tiny, caplog):
+    say_once.cache_clear()
+    for _ in range(2):
+        model = tiny(input_chunk_length=48, output_chunk_length=12, n_epochs=1)
+        assert model.fit(noisy_sine()).model.patch_length == 4
+    said = [r for r in caplog.records if "cuts a window of 60 steps" in r.message]
+    # at a level that a plain script shows
+    assert [record.levelname for record in said] == ["WARNING"]
+    assert "patches of 4 steps" in said[0].message and "`patch_length`" in said[0].message
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
