@@ -4,18 +4,17 @@ Random masking: the encoder learns what a gap is even where training series have
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
-import math
-
 import torch
 
 from darts_ddssm.ssm.window import Window
 
 
 def num_masked_rows(share: float, num_rows: int) -> int:
-    """Number of rows of a batch to mask, ``share`` of them on average.
+    """Number of rows of a batch to mask.
 
-    A number between two integers is rounded up or down at random. One row is always left,
-    from which all networks learn, so that in batches of one nothing is masked.
+    ``share`` of them, rounded down. Where that is none, it is one in some of the batches,
+    so that the share holds on average. One row is always left, from which all networks
+    learn, so that in batches of one nothing is masked.
 
     Parameters
     ----------
@@ -24,10 +23,9 @@ def num_masked_rows(share: float, num_rows: int) -> int:
     num_rows
         Number B of rows of the batch.
     """
-    rest, whole = math.modf(share * num_rows)
-    number = int(whole)
-    if rest > 0:
-        number += int(torch.rand(()) < rest)
+    number = int(share * num_rows)
+    if number == 0 and share > 0:
+        number = int(torch.rand(()) < share * num_rows)
     return min(number, num_rows - 1)
 
 

@@ -33,15 +33,24 @@ def test_masked_values_form_gaps():
     assert {1, 2, 3, 5, 8, 12} <= lengths
 
 
-@pytest.mark.parametrize("num_rows, share", [(2, 0.25), (3, 0.25), (32, 0.25), (7, 0.6)])
+@pytest.mark.parametrize("num_rows, share", [(2, 0.25), (3, 0.25), (5, 0.1)])
 def test_share_of_the_rows_holds_in_small_batches(num_rows, share):
-    """On average, within five standard errors; one row is always left."""
+    """On average, within five standard errors."""
     torch.manual_seed(0)
     numbers = torch.tensor([num_masked_rows(share, num_rows) for _ in range(2000)]).float()
-    assert numbers.max() < num_rows
-    assert (numbers - share * num_rows).abs().max() < 1
+    assert set(numbers.tolist()) == {0.0, 1.0}
     error = numbers.std() / len(numbers) ** 0.5
     assert (numbers.mean() - share * num_rows).abs() <= 5 * error
+
+
+@pytest.mark.parametrize(
+    "num_rows, share, expected", [(32, 0.25, 8), (15, 0.25, 3), (2, 0.9, 1), (32, 0.0, 0)]
+)
+def test_share_of_the_rows_is_rounded_down(num_rows, share, expected):
+    before = torch.get_rng_state()
+    assert num_masked_rows(share, num_rows) == expected
+    # nothing is drawn for it
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_batch_of_one_is_not_masked():

@@ -188,8 +188,7 @@ def test_a_share_of_each_batch_is_masked(tiny, monkeypatch, share, rows):
     # 63 windows: three batches of 16 and one of 15
     tiny(n_epochs=1, batch_size=16, gap_augmentation=share).fit(noisy_sine())
     told, hidden = zip(*masked, strict=True)
-    assert told[:3] == (rows,) * 3
-    assert abs(told[3] - share * 15) < 1
+    assert told == (rows,) * 3 + (int(share * 15),)
     # a row may be lucky and lose nothing
     assert 0.5 * sum(told) <= sum(hidden) <= sum(told)
 
