@@ -38,6 +38,7 @@ from darts_ddssm.estimator.data_checks import (
     check_data,
     check_future_covariates,
     check_instance_norm,
+    check_one_for_each,
     check_series,
     check_trained,
     window_length,
@@ -454,6 +455,24 @@ class DDSSMModel(LatentMethods):
                 kwargs[name] = of_type(series2seq(kwargs[name]), dtype)
         return super()._setup_for_fit_from_dataset(series, *args, **kwargs)
 
+    def _checked(
+        self,
+        dtype: np.dtype,
+        series: Sequence[TimeSeries],
+        past_covariates: Sequence[TimeSeries] | None,
+        future_covariates: Sequence[TimeSeries] | None,
+    ) -> tuple[
+        Sequence[TimeSeries], Sequence[TimeSeries] | None, Sequence[TimeSeries] | None
+    ]:
+        """Return the data of a dataset in one type, and refuse what cannot be used."""
+        check_one_for_each("past_covariates", past_covariates, series)
+        check_one_for_each("future_covariates", future_covariates, series)
+        series = of_type(series, dtype)
+        past_covariates = past_covariates and of_type(past_covariates, dtype)
+        future_covariates = future_covariates and of_type(future_covariates, dtype)
+        check_data(self, series, past_covariates, future_covariates)
+        return series, past_covariates, future_covariates
+
     def _build_train_dataset(
         self,
         series: Sequence[TimeSeries],
@@ -464,10 +483,9 @@ class DDSSMModel(LatentMethods):
         stride: int = 1,
     ) -> TorchTrainingDataset:
         dtype = series[0].dtype if self.train_sample is None else data_type(self)
-        series = of_type(series, dtype)
-        past_covariates = past_covariates and of_type(past_covariates, dtype)
-        future_covariates = future_covariates and of_type(future_covariates, dtype)
-        check_data(self, series, past_covariates, future_covariates)
+        series, past_covariates, future_covariates = self._checked(
+            dtype, series, past_covariates, future_covariates
+        )
         return super()._build_train_dataset(
             series=series,
             past_covariates=past_covariates,
@@ -486,11 +504,9 @@ class DDSSMModel(LatentMethods):
         stride: int = 0,
         bounds: np.ndarray | None = None,
     ) -> TorchInferenceDataset:
-        dtype = data_type(self)
-        series = of_type(series, dtype)
-        past_covariates = past_covariates and of_type(past_covariates, dtype)
-        future_covariates = future_covariates and of_type(future_covariates, dtype)
-        check_data(self, series, past_covariates, future_covariates)
+        series, past_covariates, future_covariates = self._checked(
+            data_type(self), series, past_covariates, future_covariates
+        )
         # Nothing is fed back, so that past covariates are not needed beyond the end of
         # the series: to the dataset the horizon is one output chunk. With a shift, darts
         # refuses a longer horizon, and so do we.

@@ -71,7 +71,6 @@ def check_data(
                     f"`{rows[outside][0]}` (at sequence index `{i}`)."
                 )
             )
-
     for name, sequence in (
         ("past_covariates", past_covariates),
         ("future_covariates", future_covariates),
@@ -114,17 +113,27 @@ def check_covariates(
         )
 
 
+def check_one_for_each(
+    name: str, covariates: Sequence[TimeSeries] | None, series: Sequence[TimeSeries]
+) -> None:
+    """Refuse covariates of another number than that of the series."""
+    check(
+        covariates is None or len(covariates) == len(series),
+        f"`{name}` must have one series for each of `series`.",
+    )
+
+
 def check_future_covariates(
     series: Sequence[TimeSeries], future_covariates: Sequence[TimeSeries], num_steps: int
 ) -> None:
     """Refuse future covariates that end less than so many steps after their series."""
-    for i, (one, covariates) in enumerate(zip(series, future_covariates, strict=False)):
+    for i, (one, covariates) in enumerate(zip(series, future_covariates, strict=True)):
         last = one.end_time() + num_steps * one.freq
         check(
             covariates.end_time() >= last,
             f"`future_covariates` must extend {num_steps} steps beyond `series`, the "
-            "greater of `n` and `output_chunk_length`, with `output_chunk_shift` if there "
-            f"is one, to {last}, got {covariates.end_time()} (at sequence index `{i}`).",
+            f"greater of `n` and `output_chunk_length`, to {last}, got "
+            f"{covariates.end_time()} (at sequence index `{i}`).",
         )
 
 
@@ -159,11 +168,12 @@ def _check_static_covariates(
 ) -> None:
     """Refuse series of which some have static covariates and others have not."""
     has_some = [one.has_static_covariates for one in series]
-    if model.considers_static_covariates and any(has_some):
-        check(
-            all(has_some),
-            "`series` must have static covariates, all or none of them, got none (at "
-            f"sequence index `{has_some.index(False) if False in has_some else 0}`).",
+    if model.considers_static_covariates and any(has_some) and not all(has_some):
+        raise_log(
+            ValueError(
+                "`series` must have static covariates, all or none of them, got none (at "
+                f"sequence index `{has_some.index(False)}`)."
+            )
         )
 
 

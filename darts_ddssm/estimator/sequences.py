@@ -25,6 +25,7 @@ from darts.utils.utils import generate_index, n_steps_between
 from darts_ddssm.estimator.data_checks import (
     check_data,
     check_fitted,
+    check_one_for_each,
     check_range,
     check_series,
     window_length,
@@ -133,11 +134,8 @@ def whole_series(
     sequence, past, future = (
         series2seq(one) for one in (series, past_covariates, future_covariates)
     )
-    for name, covariates in (("past", past), ("future", future)):
-        check(
-            covariates is None or len(covariates) == len(sequence),
-            f"`{name}_covariates` must have one series for each of `series`.",
-        )
+    check_one_for_each("past_covariates", past, sequence)
+    check_one_for_each("future_covariates", future, sequence)
     for i, one in enumerate(sequence):
         check(
             one.n_samples == 1,

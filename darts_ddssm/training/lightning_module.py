@@ -137,7 +137,7 @@ class _DDSSMModule(PLForecastingModule):
             reach=cut.before + cut.after,
             **of_ssm,
         )
-        # Share of the updates done. Saved with the weights and never falling: training
+        # Share of the training done. Saved with the weights and never falling: training
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))

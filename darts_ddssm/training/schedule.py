@@ -19,7 +19,7 @@ Kind = TypeVar("Kind", bound=Callback)
 KL_WEIGHT_START = 0.05
 KL_WEIGHT_SHARES = (0.2, 0.4, 0.5, 0.7, 0.9)
 
-# Share of the updates after which forecasts of several steps are trained too.
+# Share of the training after which forecasts of several steps are trained too.
 FORECAST_LOSS_START = 0.3
 
 # Where the number of updates has no limit, this many count as all.

@@ -114,6 +114,17 @@ def test_values_of_infinite_density_are_refused(tiny, family, bad):
         tiny(likelihood=likelihood).fit(noisy_sine().with_values(values))
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_each_series_has_covariates(tiny, number):
+    known, series = [covariate(100)] * number, [noisy_sine()] * 2
+    message = "`future_covariates` must have one series for each"
+    model = tiny(n_epochs=1).fit(noisy_sine(), future_covariates=covariate(100))
+    with pytest.raises(ValueError, match=message):
+        model.predict(3, series, future_covariates=known)
+    with pytest.raises(ValueError, match=message):
+        tiny().fit(series, future_covariates=known)
+
+
 def test_future_covariates_must_cover_the_horizon(tiny):
     """The message is about the horizon, also where it is longer than the output chunk."""
     model = tiny(n_epochs=1).fit(noisy_sine(), future_covariates=covariate(80))
