@@ -24,10 +24,10 @@ from darts_ddssm.ssm.diffusion import (
     MIN_RELATIVE_STD,
     DenoiserNetwork,
     LogUniformNoise,
-    dpm_solver,
     explicit_score_matching,
     preconditioned_denoiser,
     sampling_levels,
+    solve_probability_flow,
 )
 from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.networks import MLP
@@ -286,7 +286,8 @@ class DiffusionTransition(Transition):
         levels = sampling_levels(num_solver_steps)
         noise = torch.randn_like(context.new_empty(len(context), self.latent_dim))
         noise = levels[0] * scale * noise
-        return dpm_solver(self._denoiser(context, scale, levels), noise, levels)
+        denoise = self._denoiser(context, scale, levels)
+        return solve_probability_flow(denoise, noise, levels)
 
     def _mean(self, context: Tensor, scale: Tensor) -> Tensor:
         # Under noise far above the scale a denoiser gives nearly the mean, whatever its

@@ -73,10 +73,10 @@ def forecast(
 ) -> tuple[History, Tensor]:
     """Histories of S * B paths and the paths that follow, (S, B, n, D)."""
     history = model.sample_filtered(
-        model.encode(window), window, num_samples, num_solver_steps=4, mean=mean
+        model.encode(window), window, num_samples, num_solver_steps=5, mean=mean
     )
     path = model.roll_out(
-        history, inputs.repeat(num_samples, 1, 1), num_solver_steps=4, mean=mean
+        history, inputs.repeat(num_samples, 1, 1), num_solver_steps=5, mean=mean
     )
     return history, path.unflatten(0, (num_samples, len(inputs)))
 
@@ -120,7 +120,7 @@ def test_where_nothing_is_observed_the_transition_takes_over(transition, order):
     observed[0, 4:] = 0.0
     window = window._replace(observed=observed)
     projection = model.encode(window)
-    arguments = dict(num_samples=1, num_solver_steps=4, mean=True)
+    arguments = dict(num_samples=1, num_solver_steps=5, mean=True)
     drawn = model.sample_filtered(projection, window, **arguments).previous
     before = model.sample_filtered(projection[:4], first_steps(window, 4), **arguments)
     path = model.roll_out(before, window.transition_inputs[:, 4:], 4, mean=True)
@@ -195,7 +195,7 @@ def test_filtering_ends_where_posterior_paths_do(transition, order):
     with torch.no_grad():
         z = model.sample_posterior(copies).z
         last = model.sample_filtered(
-            model.encode(window), window, 4000, num_solver_steps=4
+            model.encode(window), window, 4000, num_solver_steps=5
         ).previous
     assert_same_mean(last, z[:, -1])
     centre = z[:, -1].mean(0)
@@ -332,12 +332,12 @@ def test_states_after_the_last_observation_are_a_forecast(transition, order):
     observed[0, 4:] = 0.0
     window = window._replace(observed=observed)
     torch.manual_seed(3)
-    z = model.sample_smoothed(window, 2000, num_solver_steps=4).unflatten(0, (2000, 2))
+    z = model.sample_smoothed(window, 2000, num_solver_steps=5).unflatten(0, (2000, 2))
     # the first series, as far as it goes, and rolled on
     known = Window(*(x[:1, :4] for x in window))
-    history = model.sample_filtered(model.encode(known), known, 2000, num_solver_steps=4)
+    history = model.sample_filtered(model.encode(known), known, 2000, num_solver_steps=5)
     inputs = window.transition_inputs[:1, 4:].repeat(2000, 1, 1)
-    ahead = model.roll_out(history, inputs, num_solver_steps=4)
+    ahead = model.roll_out(history, inputs, num_solver_steps=5)
     # what the encoder is told of missing steps bends the known ones a little
     spread = ahead.std(0)
     assert ((z[:, 0, 4:].mean(0) - ahead.mean(0)).abs() < 0.5 * spread).all()
