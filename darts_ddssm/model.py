@@ -2,6 +2,7 @@
 The darts model: :class:`DDSSMModel`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from io import BytesIO
@@ -29,9 +30,8 @@ from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
 
 from darts_ddssm.estimator.automatic import (
+    automatic_n_epochs,
     automatic_patch_length,
-    dataset_scale,
-    prefers_instance_scale,
     say_once,
 )
 from darts_ddssm.estimator.data_checks import (
@@ -44,8 +44,14 @@ from darts_ddssm.estimator.data_checks import (
     window_length,
 )
 from darts_ddssm.estimator.latent_methods import LatentMethods
+from darts_ddssm.estimator.scales import (
+    instance_floor,
+    prefers_instance_scale,
+    training_scales,
+)
 from darts_ddssm.estimator.sequences import data_type, known_until, of_type, prolonged
 from darts_ddssm.series.likelihoods import family_of
+from darts_ddssm.ssm.diffusion import MIN_SOLVER_STEPS
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.training.lightning_module import _DDSSMModule, arguments_of
 from darts_ddssm.validation import (
@@ -57,6 +63,9 @@ from darts_ddssm.validation import (
     check_positive_number,
     check_share,
 )
+
+# More epochs than any training has, for one that ends by its steps or its time.
+NO_LIMIT = 1_000_000
 
 # Arguments that may differ from those of the weights that are loaded.
 FREE_PARAMS = (
@@ -102,6 +111,7 @@ class DDSSMModel(LatentMethods):
         likelihood: TorchLikelihood | None = None,
         use_static_covariates: bool = True,
         use_reversible_instance_norm: bool | dict | None = None,
+        n_epochs: int | None = None,
         **kwargs: Any,
     ) -> None:
         """A Diffusion-Driven State Space Model (DDSSM), after [1]_.
@@ -126,8 +136,13 @@ class DDSSMModel(LatentMethods):
         :meth:`log_likelihood`, :meth:`impute`, :meth:`simulate` and
         :meth:`sample_transition`.
 
-        The target needs no scaling: the model takes its mean and standard deviation from
-        the training set. Covariates should be scaled, e.g. by darts' :class:`Scaler`.
+        Nothing needs scaling: the model takes the mean and the standard deviation of target
+        and covariates from the training set. Series of very different scale may be in one
+        training set, see ``use_reversible_instance_norm``.
+
+        Training needs no settings either. The learning rate, the weight of the KL and the
+        loss of forecasts follow schedules that end when training does, be that by
+        ``n_epochs``, ``max_steps`` or ``max_time``.
 
         Parameters
         ----------
@@ -153,8 +168,9 @@ class DDSSMModel(LatentMethods):
         hidden_size
             Width of the hidden layers of all networks.
         num_solver_steps
-            Number of network evaluations that draw one latent state of a forecast. More
-            of them follow the learned density more closely. May be changed after
+            Number of network evaluations that draw one latent state of a forecast, at
+            least 5. With 12, spreads of known densities and weights of their modes are
+            right within 2 %, with 8 within 5 %, with 5 within 10 %. May be changed after
             training, by ``model.num_solver_steps = ...``.
         peak_kl_weight
             Weight of the KL in the training loss midway in training. The weight starts
@@ -194,14 +210,20 @@ class DDSSMModel(LatentMethods):
         use_reversible_instance_norm
             Whether each window is normalised by the observed values of its input chunk,
             or a dictionary of arguments of darts' :class:`RINorm`. It takes forecasts
-            beyond the range of the training set, but leaves :meth:`log_likelihood` and
-            :meth:`simulate` undefined. It needs a likelihood with a location and a scale.
-            ``None`` switches it on where the training series drift, that is, where in
-            their last third the input chunk's mean and spread predict the output chunk
-            better than those of the first two thirds of the series.
+            beyond the range of the training set and serves series of different scale,
+            but leaves :meth:`log_likelihood` and :meth:`simulate` undefined. It needs a
+            likelihood with a location and a scale. ``None`` switches it on where the
+            training series drift or differ in scale, that is, where in their last third
+            the input chunk's mean and spread predict the output chunk better than those
+            of the first two thirds of all series. A chunk that hardly varies is divided
+            by what the narrowest chunks of the training set that do vary have.
+        n_epochs
+            Number of epochs of training. ``None`` for as many as make about 600 updates,
+            and at least one. If ``pl_trainer_kwargs`` has ``max_steps`` or ``max_time``,
+            ``None`` leaves the end of training to them.
         **kwargs
             Optional arguments of the Lightning module, the trainer, and darts'
-            :class:`TorchForecastingModel`, such as ``batch_size``, ``n_epochs``,
+            :class:`TorchForecastingModel`, such as ``batch_size``,
             ``optimizer_cls``, ``optimizer_kwargs``, ``lr_scheduler_cls``,
             ``lr_scheduler_kwargs``, ``torch_metrics``, ``model_name``, ``work_dir``,
             ``save_checkpoints``, ``force_reset``, ``add_encoders``, ``random_state``
@@ -210,6 +232,9 @@ class DDSSMModel(LatentMethods):
             except that
 
             - ``loss_fn`` has no effect: the loss is the negative ELBO;
+            - without ``optimizer_cls``, ``optimizer_kwargs`` and ``lr_scheduler_cls`` the
+              optimiser is Adam with a learning rate that rises to 0.005 in the first
+              tenth of the training and then falls to nearly zero along a cosine;
             - the gradient's norm is clipped at 1 unless ``pl_trainer_kwargs`` has a
               ``gradient_clip_val`` (``0`` for no clipping);
             - validation, checkpoints and forecasts use an exponential average of the
@@ -281,7 +306,7 @@ class DDSSMModel(LatentMethods):
             check_positive_integer("transition_order", transition_order)
         check_choice("transition", transition, ("diffusion", "gaussian"))
         check_positive_integer("hidden_size", hidden_size)
-        check_positive_integer("num_solver_steps", num_solver_steps)
+        check_integer("num_solver_steps", num_solver_steps, least=MIN_SOLVER_STEPS)
         check_positive_number("peak_kl_weight", peak_kl_weight)
         check_positive_number("overshooting_weight", overshooting_weight, or_zero=True)
         check_share("gap_augmentation", gap_augmentation)
@@ -306,8 +331,9 @@ class DDSSMModel(LatentMethods):
         likelihood = likelihood or GaussianLikelihood()
         check_bool("use_static_covariates", use_static_covariates)
         check_instance_norm(use_reversible_instance_norm)
-        for name in ("batch_size", "n_epochs"):
-            check_positive_integer(name, kwargs.get(name, 1))
+        check_positive_integer("batch_size", kwargs.get("batch_size", 1))
+        if n_epochs is not None:
+            check_positive_integer("n_epochs", n_epochs)
         check(
             not use_reversible_instance_norm or family_of(likelihood).location_scale,
             "`use_reversible_instance_norm` must be `False` for a likelihood without a "
@@ -334,7 +360,7 @@ class DDSSMModel(LatentMethods):
 
     @num_solver_steps.setter
     def num_solver_steps(self, value: int) -> None:
-        check_positive_integer("num_solver_steps", value)
+        check_integer("num_solver_steps", value, least=MIN_SOLVER_STEPS)
         self._num_solver_steps = value
 
     @property
@@ -378,6 +404,9 @@ class DDSSMModel(LatentMethods):
         # of models that earlier versions saved
         params = self._model_params
         params.setdefault("patch_length", 1)
+        params.setdefault("n_epochs", 100)
+        steps = max(self._num_solver_steps, MIN_SOLVER_STEPS)
+        self._num_solver_steps = params["num_solver_steps"] = steps
         if "gap_practice" in params:
             self.gap_augmentation = params["gap_augmentation"] = params.pop("gap_practice")
         if state["_module_path"] == "darts_ddssm.module":
@@ -392,8 +421,8 @@ class DDSSMModel(LatentMethods):
         sizes = train_sample.component_dims()
         static = train_sample.static_covariates
         # a value and a flag of each
-        input_size = 2 * (sizes["future_covariates"] or 0)
-        input_size += 2 * (static.size if static is not None else 0)
+        static_size = 2 * (static.size if static is not None else 0)
+        input_size = 2 * (sizes["future_covariates"] or 0) + static_size
         if self.model_params["patch_length"] is None and self._patch_length > 1:
             say_once(
                 f"`DDSSMModel` cuts a window of {window_length(self)} steps into patches "
@@ -408,42 +437,86 @@ class DDSSMModel(LatentMethods):
                 "num_parameters": self.likelihood.num_parameters,
                 "input_size": input_size,
                 "past_size": 2 * (sizes["past_covariates"] or 0),
+                "static_size": static_size,
                 "num_solver_steps": self.num_solver_steps,
                 "patch_length": self._patch_length,
             }
         )
         return _DDSSMModule(**arguments)
 
+    @_like(MixedCovariatesTorchModel._setup_trainer)
+    def _setup_trainer(
+        self,
+        trainer: Trainer | None,
+        model: _DDSSMModule,
+        verbose: bool | None = None,
+        epochs: int | None = None,
+    ) -> Trainer:
+        # a trainer that only forecasts takes any number
+        return super()._setup_trainer(trainer, model, verbose, epochs or 1)
+
+    def _automatic_n_epochs(self, dataset: TorchTrainingDataset) -> int:
+        """Number of epochs of a training whose length the user leaves open."""
+        limits = self.trainer_params
+        if limits.get("max_time") is not None or limits.get("max_steps", -1) >= 0:
+            return NO_LIMIT
+        number = automatic_n_epochs(len(dataset), self.batch_size)
+        num_updates = number * math.ceil(len(dataset) / self.batch_size)
+        say_once(
+            f"`DDSSMModel` trains for {number} epochs, {num_updates} updates. Pass "
+            "`n_epochs` to decide it yourself."
+        )
+        return number
+
     def _setup_for_train(
-        self, train_dataset: TorchTrainingDataset, *args: Any, **kwargs: Any
+        self,
+        train_dataset: TorchTrainingDataset,
+        val_dataset: TorchTrainingDataset | None = None,
+        trainer: Trainer | None = None,
+        verbose: bool | None = None,
+        epochs: int = 0,
+        *args: Any,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         is_new = self.model is None
-        params = super()._setup_for_train(train_dataset, *args, **kwargs)
+        if epochs == 0 and self.n_epochs is None and len(train_dataset) > 0:
+            epochs = self._automatic_n_epochs(train_dataset)
+        params = super()._setup_for_train(
+            train_dataset, val_dataset, trainer, verbose, epochs, *args, **kwargs
+        )
         if is_new:
             if self.trainer_params["precision"] == "64-true":
                 # Lightning would cast it later, the scale already rounded.
                 params["model"].double()
-            self._set_scale(params["model"], train_dataset)
+            self._set_scales(params["model"], train_dataset)
         series = getattr(train_dataset, "series", None)
         if self._example is None and series:
             first = series[0][:1]
             self._example = first.with_values(np.full(first.shape[:2], np.nan))
         return params
 
-    def _set_scale(self, module: _DDSSMModule, dataset: TorchTrainingDataset) -> None:
-        """Take the scale of the target from a training set."""
+    def _set_scales(self, module: _DDSSMModule, dataset: TorchTrainingDataset) -> None:
+        """Take the scales of target and covariates from a training set."""
+        scales, series = training_scales(dataset), getattr(dataset, "series", [])
+        floor = instance_floor(series, self.input_chunk_length, scales.target)
+        own = self.model_params["use_reversible_instance_norm"]
+        if isinstance(own, dict) and "eps" in own:
+            # in darts the least variance, of values in the scale of the training set
+            least = own["eps"] ** 0.5 * scales.target.spread
+            floor = floor._replace(spread=floor.spread.maximum(least))
         by_instance = module.decides_scale and prefers_instance_scale(
-            getattr(dataset, "series", []),
+            series,
             self.input_chunk_length,
             self.output_chunk_shift,
             self.output_chunk_length,
+            floor,
         )
-        module.set_scale(*dataset_scale(dataset), by_instance)
+        module.set_scales(scales, floor, by_instance)
         if by_instance:
             say_once(
                 "`DDSSMModel` normalises each window by its input chunk, since the "
-                "training series drift. Pass `use_reversible_instance_norm=False` or "
-                "`True` to decide it yourself."
+                "training series drift or differ in scale. Pass "
+                "`use_reversible_instance_norm=False` or `True` to decide it yourself."
             )
 
     def _setup_for_fit_from_dataset(self, series: Any, *args: Any, **kwargs: Any) -> Any:

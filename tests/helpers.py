@@ -12,6 +12,7 @@ from darts.utils.timeseries_generation import gaussian_timeseries, sine_timeseri
 from torch import Tensor, nn
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.series.scaling import Scale, TrainingScales
 
 TRANSITIONS = ("diffusion", "gaussian")
 ORDERS = (1, 2, None)
@@ -71,6 +72,9 @@ TRAINER = {
     "enable_model_summary": False,
     "logger": False,
 }
+# For windows whose values are wanted as they are.
+UNIT_SCALES = TrainingScales(*[Scale.unit()] * 4)
+
 # Steps of a training window of :func:`tiny_model`.
 INPUT, WINDOW = 12, 18
 
@@ -82,7 +86,7 @@ def tiny_model(trainer: dict | None = None, **kwargs) -> DDSSMModel:
         output_chunk_length=6,
         latent_dim=2,
         hidden_size=8,
-        num_solver_steps=4,
+        num_solver_steps=5,
         n_epochs=2,
         batch_size=16,
         random_state=0,

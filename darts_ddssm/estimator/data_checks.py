@@ -242,7 +242,8 @@ def _why_instance_scale(model: MixedCovariatesTorchModel) -> str:
     if not model.model.decides_scale:
         return ""
     return (
-        " It was switched on automatically, since the training series drift: pass "
+        " It was switched on automatically, since the training series drift or differ in "
+        "scale: pass "
         "`use_reversible_instance_norm=False` to the model to switch it off."
     )
 
@@ -256,18 +257,3 @@ def check_instance_scale(model: MixedCovariatesTorchModel, method: str) -> None:
         "with it, the density is that of a window given its scale."
         + _why_instance_scale(model),
     )
-
-
-def check_window_length(
-    model: MixedCovariatesTorchModel, method: str, sequence: Sequence[TimeSeries]
-) -> None:
-    """Refuse series longer than a training window where each window has its own scale."""
-    length = window_length(model)
-    if model.model.by_instance:
-        for i, one in enumerate(sequence):
-            check(
-                len(one) <= length,
-                f"`series` must have at most {length} steps, one training window, for "
-                f"`{method}()` with `use_reversible_instance_norm`, got {len(one)} (at "
-                f"sequence index `{i}`)." + _why_instance_scale(model),
-            )

@@ -16,11 +16,11 @@ from darts_ddssm.estimator.data_checks import (
     check_covariates,
     check_fitted,
     check_instance_scale,
-    check_window_length,
 )
 from darts_ddssm.estimator.questions import (
     answers,
     ask,
+    ask_by_window,
     ask_filtered,
     histories_of,
     transition_question,
@@ -61,9 +61,11 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         With ``filtering=True``, each state is drawn by itself as a forecast from its step
         draws it, and the samples are no joint paths.
 
-        States have no units and no order, and another training run rotates and bends
-        them. Compare them with known quantities through a regression, and with each other
-        only within one model.
+        States have no units and no order, and another training bends them. Compare them
+        with known quantities through a regression, with each other within one model.
+
+        With ``use_reversible_instance_norm``, a long series is cut into overlapping windows
+        of the length of a training window, and samples are joint paths within each.
 
         Given the state before, the posterior of a state is Gaussian. Where the data leave
         a state undecided between several values, as in a gap of a series with jumps, the
@@ -127,14 +129,14 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         sequence, samples, single = whole_series(
             self, "infer_latents", series, past_covariates, future_covariates
         )
+        every, how = 1, (num_samples, batch_size, verbose)
         if filtering:
-            states = ask_filtered(self, samples, num_samples, batch_size, verbose)
+            states = ask_filtered(self, samples, *how)
         else:
-            check_window_length(self, "infer_latents", sequence)
-            states = ask(self, SmoothedStates, samples, num_samples, batch_size, verbose)
+            # a smoothed state stands for the patch that ends with its step
+            every = self.model.patch_length
+            states = ask_by_window(self, SmoothedStates, samples, every, *how)
         names = [f"z_{i}" for i in range(states[0].shape[-1])]
-        # a smoothed state stands for the patch that ends with its step
-        every = 1 if filtering else self.model.patch_length
         latents = [
             # (S, T, D) -> (T, D, S)
             TimeSeries(
@@ -247,8 +249,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         observed before, after and beside a gap. Inside a gap future covariates are used
         and past covariates are not.
 
-        A gap is filled along the states of :meth:`infer_latents`. Where several distinct
-        ways lead through it, the samples take one of them.
+        A gap is filled along the states of :meth:`infer_latents`. Where several ways lead
+        through it, the samples take one of them.
 
         Parameters
         ----------
@@ -292,8 +294,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         sequence, samples, single = whole_series(
             self, "impute", series, past_covariates, future_covariates
         )
-        check_window_length(self, "impute", sequence)
-        drawn = ask(self, Imputation, samples, num_samples, batch_size, verbose)
+        how = num_samples, batch_size, verbose
+        drawn = ask_by_window(self, Imputation, samples, 1, *how)
         filled = [
             # (S, T, C) -> (T, C, S)
             one.with_values(

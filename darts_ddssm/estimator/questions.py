@@ -16,6 +16,7 @@ from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorc
 from darts.utils.data.torch_datasets.utils import TorchInferenceSample
 from torch.utils.data import DataLoader
 
+from darts_ddssm.estimator.data_checks import window_length
 from darts_ddssm.estimator.sequences import (
     STEPS,
     Sample,
@@ -115,6 +116,65 @@ def ask_filtered(
     ends = np.cumsum([len(sample.past_target) for sample in samples])[:-1]
     # T of (S, D) for each sample -> (S, T, D)
     return [z.swapaxes(0, 1) for z in np.split(np.stack(states), ends)]
+
+
+def ask_by_window(
+    model: MixedCovariatesTorchModel,
+    question: type[Question],
+    samples: Sequence[Sample],
+    every: int,
+    num_samples: int,
+    batch_size: int | None,
+    verbose: bool | None,
+) -> list[np.ndarray]:
+    """Ask about whole series, or window by window where each window has its own scale.
+
+    The windows overlap by half. Each step has its answer from the window in whose middle
+    it is most nearly.
+
+    Parameters
+    ----------
+    model, question, samples, num_samples, batch_size, verbose
+        As for :func:`ask`. The answers are (S, B, T, ...).
+    every
+        Number of time steps per step of an answer; the last of them ends with the series.
+    """
+    spans = [_spans(model, len(sample.past_target)) for sample in samples]
+    windows = [
+        part_of(sample, slice(*span))
+        for sample, of_sample in zip(samples, spans, strict=True)
+        for span in of_sample
+    ]
+    found = iter(ask(model, question, windows, num_samples, batch_size, verbose))
+    return [_joined([next(found) for _ in some], some, every) for some in spans]
+
+
+def _spans(model: MixedCovariatesTorchModel, num_steps: int) -> list[tuple[int, int]]:
+    """Start and end of the windows of a series, the last one first."""
+    length, patch = window_length(model), model.model.patch_length
+    if not model.model.by_instance or num_steps <= length:
+        return [(0, num_steps)]
+    # whole patches, so that those of all windows coincide
+    hop = max(length // 2 // patch, 1) * patch
+    ends = range(num_steps, length, -hop)
+    # the first window may be longer by less than a patch
+    first = num_steps - (num_steps - length) // patch * patch
+    return [(end - length, end) for end in ends if end > first] + [(0, first)]
+
+
+def _joined(
+    answers: Sequence[np.ndarray], spans: Sequence[tuple[int, int]], every: int
+) -> np.ndarray:
+    """Join answers (S, T, ...) about overlapping windows to one about the series."""
+    steps, distances = [], []
+    for start, end in spans:
+        own = np.arange(start + (end - start - 1) % every, end, every)
+        steps.append(own)
+        distances.append(np.abs(own - (start + end - 1) / 2))
+    order = np.lexsort((np.concatenate(distances), np.concatenate(steps)))
+    _, first = np.unique(np.concatenate(steps)[order], return_index=True)
+    joined: np.ndarray = np.concatenate(answers, axis=1)[:, order[first]]
+    return joined
 
 
 def part_of(sample: Sample, steps: slice) -> Sample:

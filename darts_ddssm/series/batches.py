@@ -4,7 +4,8 @@ From darts' batches to the model's :class:`~darts_ddssm.ssm.window.Window`.
 The only file that knows how darts lays out a batch. A window is the input chunk, the
 gap of ``output_chunk_shift`` steps if there is one, and the output chunk, joined. One
 rule holds for targets and covariates alike: what is NaN or was not given is unknown,
-its value is set to zero and a flag says so.
+its value is set to zero and a flag says so. Covariates are brought to the scale of the
+training set here; targets are later, since their scale may be that of the window.
 
 Past covariates are inputs of the transition to the next state. They are therefore delayed
 by the number of steps that a state stands for, ``lag``: one, or a patch. In a forecast the
@@ -24,6 +25,7 @@ from darts.utils.data.torch_datasets.utils import (
 )
 from torch import Tensor
 
+from darts_ddssm.series.scaling import TrainingScales
 from darts_ddssm.ssm.window import Window
 
 # Anything with darts' slots of covariates.
@@ -41,44 +43,55 @@ def _unknown(like: Tensor, num_steps: int) -> Tensor:
     return like.new_full((like.shape[0], num_steps, like.shape[2]), torch.nan)
 
 
-def _inputs(batch: Batch, future: Tensor | None, num_steps: int) -> Tensor:
+def _inputs(
+    batch: Batch, future: Tensor | None, num_steps: int, scales: TrainingScales
+) -> Tensor:
     """Join inputs known at each step: covariates (B, T, F) or None -> (B, T, U)."""
     target = batch.past_target
     parts = [target.new_empty(target.shape[0], num_steps, 0)]
     if future is not None:
-        parts.append(flagged(future))
+        parts.append(flagged(scales.future.normalise(future)))
     if batch.static_covariates is not None:
         # (B, C or 1, F) -> (B, 1, C * F) -> (B, T, C * F)
         static = batch.static_covariates.flatten(1).unsqueeze(1)
+        static = scales.static.normalise(static)
         parts.append(flagged(static.expand(-1, num_steps, -1)))
     return torch.cat(parts, dim=-1)
 
 
-def _lagged_past(batch: Batch, num_steps: int, lag: int) -> Tensor:
+def _lagged_past(batch: Batch, num_steps: int, lag: int, scales: TrainingScales) -> Tensor:
     """Past covariates, delayed by ``lag`` steps, of the first T steps: (B, T, P)."""
     past, target = batch.past_covariates, batch.past_target
     if past is None:
         return target.new_empty(target.shape[0], num_steps, 0)
+    past = scales.past.normalise(past)
     ahead = _unknown(past, max(num_steps - past.shape[1], 0))
     lagged = torch.cat([_unknown(past, lag), past, ahead], dim=1)
     return flagged(lagged[:, :num_steps])
 
 
 def _window(
-    batch: Batch, x: Tensor, future: Tensor | None, weight: Tensor, lag: int
+    batch: Batch,
+    x: Tensor,
+    future: Tensor | None,
+    weight: Tensor,
+    lag: int,
+    scales: TrainingScales,
 ) -> Window:
     """Return the window of targets (B, T, C), covariates and weights."""
     num_steps = x.shape[1]
     return Window(
         x=x.nan_to_num(),
         observed=(~x.isnan()).to(x.dtype),
-        u=_inputs(batch, future, num_steps),
-        past=_lagged_past(batch, num_steps, lag),
+        u=_inputs(batch, future, num_steps, scales),
+        past=_lagged_past(batch, num_steps, lag, scales),
         weight=weight,
     )
 
 
-def training_window(batch: TorchTrainingBatch, gap: int, lag: int = 1) -> Window:
+def training_window(
+    batch: TorchTrainingBatch, gap: int, lag: int, scales: TrainingScales
+) -> Window:
     """Join the input chunk, the gap and the output chunk of a training batch.
 
     darts gives sample weights for the output chunk alone. The steps before it have the
@@ -92,6 +105,8 @@ def training_window(batch: TorchTrainingBatch, gap: int, lag: int = 1) -> Window
         Number of steps between the chunks, ``output_chunk_shift``.
     lag
         Number of steps after which past covariates act.
+    scales
+        The scales of the training set, of which those of the covariates are used.
     """
     target = batch.past_target
     x = torch.cat([target, _unknown(target, gap), batch.future_target], dim=1)
@@ -105,10 +120,12 @@ def training_window(batch: TorchTrainingBatch, gap: int, lag: int = 1) -> Window
         # (B, n, C or 1) -> (B, T, C)
         before = ahead.amax(1, keepdim=True).expand(-1, x.shape[1] - ahead.shape[1], -1)
         weight = weight * torch.cat([before, ahead], dim=1)
-    return _window(batch, x, future, weight, lag)
+    return _window(batch, x, future, weight, lag, scales)
 
 
-def context_window(batch: PLModuleInput | TorchInferenceBatch, lag: int = 1) -> Window:
+def context_window(
+    batch: PLModuleInput | TorchInferenceBatch, lag: int, scales: TrainingScales
+) -> Window:
     """Return the input chunk of a batch: what a forecast is conditioned on.
 
     Parameters
@@ -117,13 +134,20 @@ def context_window(batch: PLModuleInput | TorchInferenceBatch, lag: int = 1) -> 
         A batch of darts' inference dataset, or the input of ``forward``.
     lag
         Number of steps after which past covariates act.
+    scales
+        The scales of the training set, of which those of the covariates are used.
     """
     x = batch.past_target
-    return _window(batch, x, batch.historic_future_covariates, torch.ones_like(x), lag)
+    future = batch.historic_future_covariates
+    return _window(batch, x, future, torch.ones_like(x), lag, scales)
 
 
 def horizon_window(
-    batch: PLModuleInput | TorchInferenceBatch, gap: int, n: int, lag: int = 1
+    batch: PLModuleInput | TorchInferenceBatch,
+    gap: int,
+    n: int,
+    lag: int,
+    scales: TrainingScales,
 ) -> Window:
     """Return the gap and the horizon of a forecast: inputs, and nothing observed.
 
@@ -140,6 +164,8 @@ def horizon_window(
         Number of steps that are forecast.
     lag
         Number L of steps of a state, after which past covariates act.
+    scales
+        The scales of the training set, of which those of the covariates are used.
 
     Returns
     -------
@@ -156,7 +182,7 @@ def horizon_window(
     return Window(
         x=blank,
         observed=blank,
-        u=_inputs(batch, future, num_steps),
-        past=_lagged_past(batch, length + num_steps, lag)[:, length:],
+        u=_inputs(batch, future, num_steps, scales),
+        past=_lagged_past(batch, length + num_steps, lag, scales)[:, length:],
         weight=torch.ones_like(blank),
     )

@@ -48,8 +48,11 @@ class Question(ABC):
     def answer(self, model: SeriesModel) -> Tensor:
         """Return the answer for all series."""
 
+    def _window(self, model: SeriesModel) -> Window:
+        return context_window(self.batch, model.patch_length, model.scales)
+
     def _normalised(self, model: SeriesModel) -> NormalisedWindow:
-        return model.normalise(context_window(self.batch, model.patch_length))
+        return model.normalise(self._window(model))
 
     def _cut(self, model: SeriesModel) -> Patches:
         """Return how the series are cut: their last patches are whole."""
@@ -78,7 +81,7 @@ class FilteredStates(Question):
     """The state at the last step of each series: (S, B, D)."""
 
     def answer(self, model: SeriesModel) -> Tensor:
-        encoded = model.encode(context_window(self.batch, model.patch_length))
+        encoded = model.encode(self._window(model))
         given = encoded.projection, encoded.patches
         states = [
             model.ssm.sample_filtered(*given, size, self.num_solver_steps).previous
@@ -186,7 +189,7 @@ class TransitionDraws(Question):
     states: Tensor
 
     def answer(self, model: SeriesModel) -> Tensor:
-        window = context_window(self.batch, model.patch_length)
+        window = self._window(model)
         inputs = self._cut(model).fold_window(window).transition_inputs
         transition = model.ssm.transition
         history = transition.context.init(len(self.states), self.states)

@@ -27,7 +27,12 @@ from darts_ddssm.series.likelihoods import (
     marginal_parameters,
     negative_log_likelihood,
 )
-from darts_ddssm.series.scaling import Scale, instance_scale
+from darts_ddssm.series.scaling import (
+    InstanceFloor,
+    Scale,
+    TrainingScales,
+    instance_scale,
+)
 from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel
@@ -95,10 +100,12 @@ class SeriesModel:
         The state-space model of normalised values.
     likelihood
         The density of an observation, one of darts' torch likelihoods.
-    scale
-        The scale of the training set.
+    scales
+        The scales of the training set.
     instance_norm
-        darts' module if each window is also normalised by its input chunk, or None.
+        darts' module if each window is normalised by its input chunk, or None.
+    instance_floor
+        The least spread of an input chunk.
     patch_length
         Number L of time steps that a latent state stands for.
     input_chunk_length, output_chunk_shift, output_chunk_length
@@ -107,8 +114,9 @@ class SeriesModel:
 
     ssm: StateSpaceModel
     likelihood: TorchLikelihood
-    scale: Scale
+    scales: TrainingScales
     instance_norm: RINorm | None
+    instance_floor: InstanceFloor
     patch_length: int
     input_chunk_length: int
     output_chunk_shift: int
@@ -122,13 +130,13 @@ class SeriesModel:
     # --- from data to patches and back ------------------------------------------------
 
     def normalise(self, window: Window) -> NormalisedWindow:
-        """Bring a window to the scale of the training set and then, maybe, its own."""
-        scale = self.scale
-        x = scale.normalise(window.x)
+        """Bring a window to the scale of the training set, or to that of its past."""
+        scale = self.scales.target
         if self.instance_norm is not None:
             steps = slice(0, self.input_chunk_length)
-            own = instance_scale(self.instance_norm, x[:, steps], window.observed[:, steps])
-            x, scale = own.normalise(x), scale.then(own)
+            past = window.x[:, steps], window.observed[:, steps]
+            scale = instance_scale(self.instance_norm, *past, scale, self.instance_floor)
+        x = scale.normalise(window.x)
         return NormalisedWindow(window._replace(x=x), scale, window.x)
 
     def patches(self, num_before: int, num_after: int = 0) -> Patches:

@@ -1,11 +1,12 @@
 """
-The scale of the target: of the training set and, if asked for, of each window.
+The scale of the data: of the training set or, for the target, of each window.
 
 The state-space model works on values near zero with a spread near one, whatever the
 units of the data, so that neither its training nor its numerical range depends on them.
-With reversible instance normalisation [1]_, each window, input and output chunk, is also
-normalised by the observed values of its input chunk. darts' own normalisation knows
-neither gaps nor output chunks.
+With reversible instance normalisation [1]_, each window, input and output chunk, is
+normalised by the observed values of its input chunk in place of the training set's.
+darts' own normalisation knows neither gaps nor output chunks, and its least spread is a
+number that knows no unit.
 
 Letters as in :mod:`darts_ddssm.ssm`.
 
@@ -20,6 +21,9 @@ from typing import NamedTuple
 import torch
 from darts.models.components.layer_norm_variants import RINorm
 from torch import Tensor, nn
+
+# A spread of so little of the level is that of rounding errors.
+CONSTANT = 8 * torch.finfo(torch.float32).eps
 
 
 class Scale(NamedTuple):
@@ -50,27 +54,74 @@ class Scale(NamedTuple):
         raw_spread = spread + torch.log(-torch.expm1(-spread))
         return torch.stack([self.to_data(location), raw_spread], dim=-1)
 
-    def then(self, inner: "Scale") -> "Scale":
-        """Return this map followed by another one of its normalised values."""
-        return Scale(self.to_data(inner.shift), self.spread * inner.spread)
+    @classmethod
+    def unit(cls) -> "Scale":
+        """Return the scale that leaves values as they are."""
+        return cls(torch.tensor(0.0), torch.tensor(1.0))
 
 
-def instance_scale(rin: RINorm, x: Tensor, observed: Tensor) -> Scale:
+class TrainingScales(NamedTuple):
+    """Scales of a training set.
+
+    Attributes
+    ----------
+    target
+        Of the C components.
+    past, future, static
+        Of the covariates of each kind, those of all components joined.
+    """
+
+    target: Scale
+    past: Scale
+    future: Scale
+    static: Scale
+
+
+class InstanceFloor(NamedTuple):
+    """What an input chunk is divided by at least, so that a constant one is a scale.
+
+    Attributes
+    ----------
+    spread
+        In units of the data, (C,).
+    ratio
+        Of a constant chunk, in terms of the constant, (C,).
+    """
+
+    spread: Tensor
+    ratio: Tensor
+
+    def apply(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Return what chunks of such moments, (..., C) each, are divided by."""
+        level = (mean.square() + std.square()).sqrt()
+        is_constant = std <= CONSTANT * level
+        return std.maximum(self.spread).maximum(is_constant * self.ratio * level)
+
+
+def instance_scale(
+    rin: RINorm, x: Tensor, observed: Tensor, scale: Scale, floor: InstanceFloor
+) -> Scale:
     """Scale of each series by the observed values of its input chunk.
 
     Parameters
     ----------
     rin
-        darts' module, whose affine parameters and ``eps`` are used.
+        darts' module, whose affine parameters are used.
     x, observed
-        Values and flags of the input chunk, (B, T, C). A component that is nowhere
-        observed is left as it is.
+        Values and flags of the input chunk, (B, T, C).
+    scale
+        The scale of the training set, for a component that is nowhere observed.
+    floor
+        Least spread of a chunk.
     """
     count = observed.sum(1, keepdim=True)
     mean = (x * observed).sum(1, keepdim=True) / count.clamp(min=1)
-    squares = ((x - mean) * observed).square().sum(1, keepdim=True)
-    variance = torch.where(count > 0, squares / count.clamp(min=1), 1.0)
-    std = (variance + rin.eps).sqrt()
+    deviation = (x - mean) * observed
+    std = (deviation.square().sum(1, keepdim=True) / count.clamp(min=1)).sqrt()
+    mean, std = (
+        torch.where(count > 0, own, whole)
+        for own, whole in zip((mean, floor.apply(mean, std)), scale, strict=True)
+    )
     if not rin.affine:
         return Scale(mean, std)
     # x' = (x - mean) / std * |weight| + bias

@@ -114,11 +114,13 @@ class DDSSMForecaster(BaseForecaster):
     batch_size
         Number of windows in a training batch.
     n_epochs
-        Number of passes through the training windows.
+        Number of passes through the training windows. ``None`` for as many as make about
+        600 updates, unless ``pl_trainer_kwargs`` says when training ends.
     optimizer_cls, optimizer_kwargs
-        Class and arguments of the optimiser. ``None`` for darts' defaults.
+        Class and arguments of the optimiser. ``None`` for the model's own.
     lr_scheduler_cls, lr_scheduler_kwargs
-        Class and arguments of the learning rate's scheduler. ``None`` for a constant rate.
+        Class and arguments of the learning rate's scheduler. ``None`` for the model's own
+        schedule, or a constant rate if the optimiser is given.
     pl_trainer_kwargs
         Arguments of Lightning's trainer, such as
         ``{"accelerator": "cpu", "enable_progress_bar": False}``.
@@ -207,7 +209,7 @@ class DDSSMForecaster(BaseForecaster):
         likelihood: TorchLikelihood | None = None,
         use_reversible_instance_norm: bool | dict | None = None,
         batch_size: int = 32,
-        n_epochs: int = 100,
+        n_epochs: int | None = None,
         optimizer_cls: type[torch.optim.Optimizer] | None = None,
         optimizer_kwargs: dict[str, Any] | None = None,
         lr_scheduler_cls: type[torch.optim.lr_scheduler.LRScheduler] | None = None,
@@ -422,7 +424,7 @@ class DDSSMForecaster(BaseForecaster):
             "output_chunk_length": 2,
             "latent_dim": 2,
             "hidden_size": 4,
-            "num_solver_steps": 2,
+            "num_solver_steps": 5,
             "n_epochs": 1,
             "num_samples": 10,
             "random_state": 0,

@@ -32,14 +32,16 @@ from darts_ddssm.series.inference import Question
 from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.series.masking import mask_randomly, num_masked_rows
 from darts_ddssm.series.model import SeriesModel
-from darts_ddssm.series.scaling import Scale
+from darts_ddssm.series.scaling import InstanceFloor, Scale, TrainingScales
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.ssm.window import Window
 from darts_ddssm.training.schedule import (
     FORECAST_LOSS_START,
+    PEAK_LEARNING_RATE,
     callbacks_of,
     kl_weight,
+    learning_rate,
     progress,
 )
 from darts_ddssm.training.weight_averaging import _AveragedWeights
@@ -54,18 +56,37 @@ FORECAST_WINDOWS, FORECAST_SAMPLES = 16, 2
 VALIDATION_PATHS = 512
 MIN_VALIDATION_SAMPLES, MAX_VALIDATION_SAMPLES = 4, 32
 # Network evaluations for each state of these forecasts.
-FORECAST_SOLVER_STEPS = 5
+FORECAST_SOLVER_STEPS = 8
 
 # Latent paths over which the moments of a predictive marginal are taken.
 NUM_MOMENT_PATHS = 500
 
 GRADIENT_CLIP_NORM = 1.0
 
+# Whoever passes one of these has a recipe of their own.
+OPTIMIZER_ARGUMENTS = ("optimizer_cls", "optimizer_kwargs", "lr_scheduler_cls")
+
 
 def arguments_of(function: Any, available: dict[str, Any]) -> dict[str, Any]:
     """Return those of some arguments that a function has a parameter for, by name."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in available.items() if name in names}
+
+
+def _with_scales(
+    module: "_DDSSMModule", state: dict[str, Tensor], prefix: str, *args: Any
+) -> None:
+    """Add to loaded weights what those of earlier versions do not have.
+
+    They knew no scale of covariates, and the least spread of an input chunk was a share of
+    the training set's.
+    """
+    for name, buffer in module.named_buffers(recurse=False):
+        state.setdefault(prefix + name, buffer)
+    floor = prefix + "floor_spread"
+    if module.rin is not None and not state[floor].any():
+        spread = state[prefix + "target_spread"]
+        state[floor] = module.rin.eps**0.5 * spread
 
 
 class _DDSSMModule(PLForecastingModule):
@@ -86,16 +107,17 @@ class _DDSSMModule(PLForecastingModule):
         alone learns. Without them it is lost where a value is missing.
     patch_length
         Number L of time steps that a latent state stands for.
+    static_size
+        How many of the U inputs are static covariates and their flags. ``None`` for models
+        of earlier versions, which scale no covariates.
     use_reversible_instance_norm
-        As for darts' module, or None if :meth:`set_scale` decides it.
+        As for darts' module, or None if :meth:`set_scales` decides it.
     **kwargs
         Arguments of :class:`StateSpaceModel` and of darts' :class:`PLForecastingModule`.
     """
 
     progress: Tensor
     by_instance: Tensor
-    target_shift: Tensor
-    target_spread: Tensor
 
     def __init__(
         self,
@@ -108,12 +130,14 @@ class _DDSSMModule(PLForecastingModule):
         overshooting_weight: float,
         gap_augmentation: float = 0.25,
         patch_length: int = 1,
+        static_size: int | None = None,
         use_reversible_instance_norm: bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         # its name in models that earlier versions saved
         gap_augmentation = kwargs.pop("gap_practice", gap_augmentation)
         decided = use_reversible_instance_norm is not None
+        self.has_own_recipe = not any(kwargs.get(name) for name in OPTIMIZER_ARGUMENTS)
         of_ssm = arguments_of(StateSpaceModel, kwargs)
         super().__init__(
             use_reversible_instance_norm=use_reversible_instance_norm or False,
@@ -141,12 +165,21 @@ class _DDSSMModule(PLForecastingModule):
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))
-        # Whether each window has its own scale: as the user says, or by `set_scale`.
+        # Whether each window has its own scale: as the user says, or by `set_scales`.
         self.register_buffer("by_instance", torch.tensor(decided and self.rin is not None))
         self.decides_scale = not decided and self.rin is not None
-        # Scale of the training set, saved with the weights.
-        self.register_buffer("target_shift", torch.zeros(num_components))
-        self.register_buffer("target_spread", torch.ones(num_components))
+        # Scales of the training set, saved with the weights.
+        sizes = {"target": num_components, "past": 1, "future": 1, "static": 1}
+        if static_size is not None:
+            sizes["past"] = past_size // 2
+            sizes["future"] = (input_size - static_size) // 2
+            sizes["static"] = static_size // 2
+        for name, size in sizes.items():
+            self.register_buffer(f"{name}_shift", torch.zeros(size))
+            self.register_buffer(f"{name}_spread", torch.ones(size))
+        self.register_buffer("floor_spread", torch.zeros(num_components))
+        self.register_buffer("floor_ratio", torch.zeros(num_components))
+        self.register_load_state_dict_pre_hook(_with_scales)
 
     @property
     def supports_probabilistic_prediction(self) -> bool:
@@ -158,27 +191,47 @@ class _DDSSMModule(PLForecastingModule):
         return SeriesModel(
             ssm=self.ssm,
             likelihood=self.likelihood,
-            scale=Scale(self.target_shift, self.target_spread),
+            scales=self.scales,
             instance_norm=self.rin if self.by_instance else None,
+            instance_floor=self._floor,
             patch_length=self.patch_length,
             input_chunk_length=self.input_chunk_length,
             output_chunk_shift=self.output_chunk_shift,
             output_chunk_length=self.output_chunk_length,
         )
 
-    def set_scale(self, shift: Tensor, spread: Tensor, by_instance: bool) -> None:
-        """Set the scale of the training set, before training.
+    @property
+    def scales(self) -> TrainingScales:
+        """The scales of the training set."""
+        return TrainingScales(
+            *(
+                Scale(getattr(self, f"{name}_shift"), getattr(self, f"{name}_spread"))
+                for name in TrainingScales._fields
+            )
+        )
+
+    @property
+    def _floor(self) -> InstanceFloor:
+        return InstanceFloor(self.floor_spread, self.floor_ratio)
+
+    def set_scales(
+        self, scales: TrainingScales, floor: InstanceFloor, by_instance: bool
+    ) -> None:
+        """Set the scales of the training set, before training.
 
         Parameters
         ----------
-        shift, spread
-            Mean and standard deviation of each component, (C,).
+        scales
+            Mean and standard deviation of target and covariates.
+        floor
+            Least spread of an input chunk.
         by_instance
-            Whether each window is normalised by its input chunk too. It has no effect
-            where the user has decided that.
+            Whether each window is normalised by its input chunk. It has no effect where
+            the user has decided that.
         """
-        self.target_shift.copy_(shift)
-        self.target_spread.copy_(spread)
+        for own, new in zip((*self.scales, self._floor), (*scales, floor), strict=True):
+            for part, value in zip(own, new, strict=True):
+                part.copy_(value)
         if self.decides_scale:
             self.by_instance.fill_(by_instance)
 
@@ -187,6 +240,16 @@ class _DDSSMModule(PLForecastingModule):
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights, whoever makes the trainer."""
         return [_AveragedWeights()] if self.trainer.state.fn == "fit" else []
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and schedule that the user asks for, or our own."""
+        if not self.has_own_recipe:
+            return super().configure_optimizers()
+        optimizer = torch.optim.Adam(self.parameters(), lr=PEAK_LEARNING_RATE)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda _: learning_rate(progress(self.trainer)) / PEAK_LEARNING_RATE
+        )
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -217,7 +280,11 @@ class _DDSSMModule(PLForecastingModule):
         self.progress.clamp_(min=progress(self.trainer))
 
     def _log(
-        self, name: str, value: Tensor, batch: TorchTrainingBatch, prog_bar: bool = False
+        self,
+        name: str,
+        value: Tensor | float,
+        batch: TorchTrainingBatch,
+        prog_bar: bool = False,
     ) -> None:
         num_rows = len(batch.past_target)
         self.log(name, value, prog_bar, batch_size=num_rows, sync_dist=True)
@@ -232,7 +299,9 @@ class _DDSSMModule(PLForecastingModule):
         metrics: MetricCollection,
     ) -> Tensor:
         """Return the training loss or the validation score of a batch, and log it."""
-        window = training_window(batch, self.output_chunk_shift, self.patch_length)
+        window = training_window(
+            batch, self.output_chunk_shift, self.patch_length, self.scales
+        )
         if stage is ModuleStage.TRAIN:
             loss, logged = self._training_loss(window)
         else:
@@ -241,9 +310,17 @@ class _DDSSMModule(PLForecastingModule):
             if elbo is not None:
                 self._log("val_negative_elbo", elbo, batch)
         self._log(f"{stage.value}_loss", logged, batch, prog_bar=True)
+        if stage is ModuleStage.TRAIN:
+            # which tells the phase of the training, beside the losses
+            self._log("kl_weight", self._kl_weight, batch, prog_bar=True)
         if len(metrics):
             self._update_metrics_with_sample(batch, metrics)
         return loss
+
+    @property
+    def _kl_weight(self) -> float:
+        """Weight of the KL in the training loss by now."""
+        return kl_weight(self.progress.item(), self.peak_kl_weight)
 
     @property
     def _has_forecast_loss(self) -> bool:
@@ -273,7 +350,7 @@ class _DDSSMModule(PLForecastingModule):
         loss = negative_elbo = model.negative_elbo(
             masked,
             posterior,
-            kl_weight(self.progress.item(), self.peak_kl_weight),
+            self._kl_weight,
             num_encoder_rows=num_masked,
             max_rows=KL_ROWS,
         )
@@ -350,8 +427,9 @@ class _DDSSMModule(PLForecastingModule):
         self, batch: PLModuleInput | TorchInferenceBatch | TorchTrainingBatch, n: int
     ) -> tuple[Window, Window, int]:
         """Return what a forecast of n steps is given: context, horizon and n."""
-        gap, lag = self.output_chunk_shift, self.patch_length
-        return context_window(batch, lag), horizon_window(batch, gap, n, lag), n
+        lag, scales = self.patch_length, self.scales
+        horizon = horizon_window(batch, self.output_chunk_shift, n, lag, scales)
+        return context_window(batch, lag, scales), horizon, n
 
     def forward(self, x_in: PLModuleInput) -> PLModuleOutput:
         """Raw parameters of the output chunk along a mean path: (B, n, C, K)."""

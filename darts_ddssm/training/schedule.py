@@ -4,6 +4,7 @@ What changes in the course of training.
 Progress is the share of a training that is done, from 0 to 1.
 """
 
+import math
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,11 @@ KL_WEIGHT_SHARES = (0.2, 0.4, 0.5, 0.7, 0.9)
 
 # Share of the training after which forecasts of several steps are trained too.
 FORECAST_LOSS_START = 0.3
+
+# The learning rate rises from a share of its peak to all of it over the first share of the
+# training, and falls along a cosine to its floor, another share of the peak.
+PEAK_LEARNING_RATE = 5e-3
+WARM_UP, LEARNING_RATE_START, LEARNING_RATE_FLOOR = 0.1, 0.04, 1e-3
 
 # Where the number of updates has no limit, this many count as all.
 UNLIMITED_UPDATES = 3000
@@ -62,3 +68,19 @@ def kl_weight(progress: float, peak: float) -> float:
     """
     weights = (KL_WEIGHT_START, 1.0, peak, peak, 1.0)
     return float(np.interp(progress, KL_WEIGHT_SHARES, weights))
+
+
+def learning_rate(progress: float) -> float:
+    """Learning rate of the model's own recipe.
+
+    Parameters
+    ----------
+    progress
+        Share of the training that is done.
+    """
+    if progress < WARM_UP:
+        share = LEARNING_RATE_START + (1 - LEARNING_RATE_START) * progress / WARM_UP
+    else:
+        cosine = (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
+        share = LEARNING_RATE_FLOOR + (1 - LEARNING_RATE_FLOOR) * cosine
+    return PEAK_LEARNING_RATE * share

@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from darts import TimeSeries
 from darts.utils.likelihood_models import torch as likelihoods
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.estimator.automatic import (
-    automatic_patch_length,
-    prefers_instance_scale,
-    say_once,
-)
+from darts_ddssm.estimator.automatic import automatic_patch_length, say_once
+from darts_ddssm.estimator.scales import instance_floor, prefers_instance_scale
+from darts_ddssm.series.scaling import Scale
 from tests.helpers import drawn, noisy_sine, with_gaps
 
 
@@ -57,6 +56,17 @@ def intermittent() -> TimeSeries:
     return TimeSeries.from_values(values.astype(np.float32))
 
 
+def constant(value: float) -> TimeSeries:
+    return TimeSeries.from_values(np.full((120, 1), value, dtype=np.float32))
+
+
+def flat_for_long(series: TimeSeries) -> TimeSeries:
+    """A series that does not move for two input chunks."""
+    values = series.values(copy=True)
+    values[200:225] = values[200]
+    return series.with_values(values)
+
+
 def walk(seed: int) -> TimeSeries:
     """A stationary autoregression that forgets within a window."""
     noise = np.random.default_rng(seed).standard_normal(600)
@@ -64,6 +74,14 @@ def walk(seed: int) -> TimeSeries:
     for t in range(1, 600):
         x[t] = 0.5 * x[t - 1] + noise[t]
     return TimeSeries.from_values(x.astype(np.float32))
+
+
+def prefers(series: list[TimeSeries], input_length: int = 12) -> bool:
+    """What is decided for forecasts of six steps."""
+    values = np.concatenate([one.values() for one in series])
+    scale = Scale(*(torch.from_numpy(f(values, 0)) for f in (np.nanmean, np.nanstd)))
+    floor = instance_floor(series, input_length, scale)
+    return prefers_instance_scale(series, input_length, 0, 6, floor)
 
 
 @pytest.mark.parametrize(
@@ -79,21 +97,26 @@ def walk(seed: int) -> TimeSeries:
         ([drifting()[:19]], False),
         # a constant here and there, and for long
         ([intermittent()], False),
+        # one constant series, and a constant stretch, forbid nothing
+        ([drifting(), constant(3.0)], True),
+        ([flat_for_long(drifting(240))], True),
+        # series of different scale
+        ([noisy_sine(120) * scale for scale in (1e-3, 1.0, 1e6)], True),
         ([noisy_sine(120).stack(noisy_sine(120).with_columns_renamed("0", "1"))], False),
         *(([walk(seed)], False) for seed in range(5)),
     ],
 )
 def test_drift_is_recognised(series, drifts):
     values = [one.all_values(copy=True) for one in series]
-    assert prefers_instance_scale(series, 12, 0, 6) == drifts
+    assert prefers(series) == drifts
     for one, before in zip(series, values, strict=True):
         assert (one.all_values() == before).all()
     blank = [slice(i, i + 2) for i in range(0, 120, 5)]
     for where in blank:
         series = [with_gaps(one, where) for one in series]
-    assert prefers_instance_scale(series, 12, 0, 6) == drifts
+    assert prefers(series) == drifts
     # a single value has no scale
-    assert not prefers_instance_scale(series, 1, 0, 6)
+    assert not prefers(series, 1)
 
 
 @pytest.mark.parametrize("norm, by_instance", [(None, True), (True, True), (False, False)])
@@ -144,11 +167,40 @@ def test_a_scale_that_was_decided_is_said_and_explained(tiny, caplog):
         assert model.model.by_instance
     said = [r for r in caplog.records if "normalises each window" in r.message]
     assert [record.levelname for record in said] == ["WARNING"]
-    for call in (model.infer_latents, model.impute, model.log_likelihood):
+    for call in (model.log_likelihood, lambda: model.simulate(3)):
         with pytest.raises(ValueError, match="It was switched on automatically.*pass"):
             call()
     # not where the user has decided it
     model = tiny(n_epochs=1, use_reversible_instance_norm=True).fit(drifting())
     with pytest.raises(ValueError) as error:
-        model.infer_latents()
+        model.log_likelihood()
     assert "automatically" not in str(error.value)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_series_of_any_scale_are_forecast_alike(tiny, offset):
+    """In one training set, also beside a constant: each in its own unit."""
+    base = noisy_sine(120) + offset
+    factors = (1e-3, 1.0, 1e6)
+    series = [base * factor for factor in factors] + [constant(3.0)]
+    model = tiny(n_epochs=2).fit(series)
+    assert model.model.by_instance
+    paths = [
+        model.predict(6, one, num_samples=20, random_state=0).all_values() / factor
+        for one, factor in zip(series[:3], factors, strict=True)
+    ]
+    for path in paths:
+        np.testing.assert_allclose(path, paths[1], rtol=1e-3, atol=1e-2)
+        assert np.abs(path - offset).max() < 20
+    flat = model.predict(6, series[3], num_samples=20, random_state=0).all_values()
+    # hardly trained: within a few times what its level says
+    assert np.abs(flat - 3.0).max() < 30
+
+
+@pytest.mark.parametrize("value", [0.0, 50.0])
+def test_a_constant_chunk_is_divided_by_what_chunks_have(tiny, value):
+    model = tiny(use_reversible_instance_norm=True).fit(drifting())
+    flat = constant(value)[:12]
+    forecast = model.predict(6, flat, num_samples=50, random_state=0).all_values()
+    # chunks of the training series have a spread of about one
+    assert 0.01 < np.abs(forecast - value).max() < 20

@@ -238,7 +238,7 @@ def test_solver_steps_changed_after_training(tiny):
         "simulate",
         "sample_transition",
     }
-    model.num_solver_steps = 4
+    model.num_solver_steps = 5
     assert equal(few, everything(model))
 
 

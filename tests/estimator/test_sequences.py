@@ -14,6 +14,7 @@ from darts import TimeSeries
 from darts.utils.timeseries_generation import datetime_attribute_timeseries
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.estimator.questions import _joined, _spans
 from tests.helpers import (
     COVARIATES,
     GAPS,
@@ -172,15 +173,55 @@ def test_instance_norm_has_no_density_and_no_simulation():
     assert normalised().sample_transition([0, 0], num_samples=3).shape == (3, 2)
 
 
-@pytest.mark.parametrize("shift", [0, 3])
-@pytest.mark.parametrize("question", ["smoothing", "impute"])
-def test_instance_norm_takes_a_window(question, shift):
-    model, length = normalised(shift), WINDOW + shift
-    series = GAPS[35:]
-    answer = ask(question, model, series[:length])
-    assert len(answer) == length and np.isfinite(answer.all_values()).all()
-    with refused(f"`series` must have at most {length} steps, one training window"):
-        ask(question, model, [series[:length], series[: length + 1]])
+@pytest.mark.parametrize("patch, shift", [(1, 0), (1, 3), (4, 0)])
+def test_instance_norm_takes_series_of_any_length(patch, shift):
+    """Window by window, each step once, the patches of all windows on one grid."""
+    model = fitted(
+        use_reversible_instance_norm=True, patch_length=patch, output_chunk_shift=shift
+    )
+    for length in (12, WINDOW + shift, WINDOW + shift + 1, 33, 80):
+        series = GAPS[-length:]
+        states = ask("smoothing", model, series)
+        assert np.isfinite(states.all_values()).all()
+        assert states.time_index.equals(series.time_index[(length - 1) % patch :: patch])
+        filled = ask("impute", model, series)
+        assert np.isfinite(filled.all_values()).all()
+        observed = ~np.isnan(series.values())
+        assert (filled.all_values()[observed] == series.all_values()[observed]).all()
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("num_steps", [18, 19, 27, 40, 81])
+def test_windows_are_joined_where_they_know_both_sides(num_steps, every):
+    model = fitted(use_reversible_instance_norm=True, patch_length=every)
+    spans = _spans(model, num_steps)
+    steps = [
+        np.arange(start + (end - start - 1) % every, end, every) for start, end in spans
+    ]
+    # an answer that tells its step, and one that tells how near it is to an edge
+    edges = [
+        np.minimum(own - start, end - 1 - own)
+        for own, (start, end) in zip(steps, spans, strict=True)
+    ]
+    told = [np.stack(pair, -1)[None] for pair in zip(steps, edges, strict=True)]
+    (joined,) = _joined(told, spans, every)
+    assert joined[:, 0].tolist() == list(range((num_steps - 1) % every, num_steps, every))
+    for step, edge in joined.tolist():
+        every_edge = np.concatenate(edges)[np.concatenate(steps) == step]
+        # of windows of nearly one length, the one in whose middle it is
+        assert edge >= every_edge.max() - every
+
+
+def test_instance_norm_imputes_at_the_level_of_each_window():
+    """The level rises to a thousand times the spread about it."""
+    line = np.linspace(0, 1000, 80, dtype=np.float32)[:, None, None]
+    series = with_gaps(with_gaps(noisy_sine() + line, slice(10, 12)), slice(70, 72))
+    model = tiny_model(use_reversible_instance_norm=True, n_epochs=1).fit(series)
+    filled = model.impute(num_samples=50, random_state=0).all_values()
+    away = np.abs(filled - line)[np.isnan(series.values()[:, 0])]
+    # the input chunk of a window rises by 150
+    assert away.max() < 1000
+    assert np.median(away) < 200
 
 
 def test_instance_norm_filters_windows():

@@ -25,10 +25,15 @@ def test_sizes_must_not_be_none(tiny, name):
         tiny(**{name: None})
 
 
-def test_num_solver_steps_is_checked_when_changed(tiny):
+@pytest.mark.parametrize("value", [0, 4])
+def test_num_solver_steps_must_be_enough(tiny, value):
+    """Fewer give a spread that is wrong by a fifth and more."""
+    match = f"`num_solver_steps` must be an integer >= 5, got `{value}`"
+    with pytest.raises(ValueError, match=match):
+        tiny(num_solver_steps=value)
     model = tiny()
-    with pytest.raises(ValueError, match="`num_solver_steps` must be .* got `0`"):
-        model.num_solver_steps = 0
+    with pytest.raises(ValueError, match=match):
+        model.num_solver_steps = value
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "2", None, True])

@@ -53,6 +53,57 @@ def test_static_covariates_of_all_components_or_each(tiny, shared):
     assert model.predict(3).n_components == 2
 
 
+def with_covariates(kind: str, values: np.ndarray) -> tuple[list, dict]:
+    """Three series with covariates of a kind, whose values are given for each."""
+    series = [noisy_sine(seed=i).astype(np.float64) for i in range(3)]
+    if kind == "static":
+        frames = [pd.DataFrame({"a": [v[0]]}) for v in values]
+        pairs = zip(series, frames, strict=True)
+        return [one.with_static_covariates(frame) for one, frame in pairs], {}
+    covariates = [
+        TimeSeries.from_times_and_values(
+            pd.date_range(one.start_time(), periods=len(v), freq=one.freq), v
+        )
+        for one, v in zip(series, values, strict=True)
+    ]
+    return series, {f"{kind}_covariates": covariates}
+
+
+@pytest.mark.parametrize("kind", ["past", "future", "static"])
+def test_covariates_of_any_scale(tiny, kind):
+    """In another unit they are the same covariates."""
+    values = np.random.default_rng(0).standard_normal((3, 90))
+
+    def forecasts(factor: float, offset: float) -> np.ndarray:
+        series, covariates = with_covariates(kind, factor * values + offset)
+        model = tiny().fit(series, **covariates)
+        paths = model.predict(6, series, **covariates, num_samples=5, random_state=0)
+        return np.stack([path.all_values() for path in paths])
+
+    plain = forecasts(1.0, 0.0)
+    np.testing.assert_allclose(forecasts(1e6, -1e5), plain, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(forecasts(0.0, 1.0), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["past", "future", "static"])
+def test_a_covariate_that_was_constant_may_change(tiny, kind):
+    """By its own size, which is one unit then."""
+    series, covariates = with_covariates(kind, np.full((3, 90), 1e6))
+    model = tiny().fit(series, **covariates)
+    series, covariates = with_covariates(kind, np.full((3, 90), 2e6))
+    paths = model.predict(6, series, **covariates, num_samples=5, random_state=0)
+    assert all(np.abs(path.all_values()).max() < 10 for path in paths)
+
+
+def test_a_rare_event_is_a_value_of_a_few(tiny):
+    """A covariate of zeros and ones, one in a hundred."""
+    event = np.zeros((3, 90))
+    event[:, 30] = 1.0
+    series, covariates = with_covariates("future", event)
+    scale = tiny(n_epochs=1).fit(series, **covariates).model.scales.future
+    assert 5 < 1 / scale.spread.item() <= 8
+
+
 def test_static_covariates_left_out(tiny):
     series = noisy_sine().with_static_covariates(pd.DataFrame({"a": [1.0]}))
     without = tiny(use_static_covariates=False).fit(series)

@@ -47,7 +47,7 @@ def models(draw, families=None) -> DDSSMModel:
         # the logarithm of a Gumbel density falls exponentially.
         use_reversible_instance_norm=family in ["Gaussian", "Laplace"]
         and draw(st.booleans()),
-        num_solver_steps=draw(st.integers(1, 3)),
+        num_solver_steps=draw(st.integers(5, 6)),
         likelihood=getattr(likelihoods, f"{family}Likelihood")(),
         batch_size=8,
         n_epochs=1,

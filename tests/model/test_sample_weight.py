@@ -9,7 +9,7 @@ from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 
 from darts_ddssm.series.batches import training_window
 from darts_ddssm.ssm.window import Window
-from tests.helpers import ahead, fitted, noisy_sine, same
+from tests.helpers import UNIT_SCALES, ahead, fitted, noisy_sine, same
 
 
 def constant(series: TimeSeries, weight) -> TimeSeries:
@@ -171,7 +171,7 @@ def test_input_chunk_has_the_greatest_weight_of_the_output_chunk():
         future_target=torch.randn(2, 6, 2),
         sample_weight=weight,
     )
-    window = training_window(batch, gap=3)
+    window = training_window(batch, 3, 1, UNIT_SCALES)
     assert torch.equal(window.weight[:, -6:], weight)
     expected = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).unsqueeze(1).expand(-1, 15, -1)
     assert torch.equal(window.weight[:, :-6], expected)

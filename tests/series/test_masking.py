@@ -6,6 +6,7 @@ from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 
 from darts_ddssm.series.batches import training_window
 from darts_ddssm.series.masking import mask_randomly, num_masked_rows
+from tests.helpers import UNIT_SCALES
 
 
 def test_masked_values_form_gaps():
@@ -15,7 +16,9 @@ def test_masked_values_form_gaps():
     target = torch.randn(800, num_steps, 2)
     target[:, 3] = torch.nan
     empty = target[:, :0]
-    window = training_window(TorchTrainingBatch(target, future_target=empty), gap=0)
+    window = training_window(
+        TorchTrainingBatch(target, future_target=empty), 0, 1, UNIT_SCALES
+    )
     hidden = mask_randomly(window, num_rows)
     assert torch.equal(hidden.observed[num_rows:], window.observed[num_rows:])
     assert not hidden.observed[:, 3].any()

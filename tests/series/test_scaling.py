@@ -6,7 +6,7 @@ import torch
 from darts.models.components.layer_norm_variants import RINorm
 from darts.utils.likelihood_models import torch as likelihoods
 
-from darts_ddssm.series.scaling import instance_scale
+from darts_ddssm.series.scaling import InstanceFloor, Scale, instance_scale
 from tests.helpers import drawn, noisy_sine, same, with_gaps
 
 # --- the scale of the training set ----------------------------------------------------
@@ -84,12 +84,15 @@ def test_instance_norm_is_not_misled_by_what_is_missing(tiny):
     observed = (torch.rand(x.shape) > 0.4).double()
     observed[:, 0] = 1.0
     rin = RINorm(input_dim=2, affine=False).double()
-    scale = instance_scale(rin, x.masked_fill(observed == 0, 1e3), observed)
+    whole = Scale(x.new_zeros(2), x.new_ones(2))
+    floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
+    x = x.masked_fill(observed == 0, 1e3)
+    scale = instance_scale(rin, x, observed, whole, floor)
     for i in range(3):
         for c in range(2):
             seen = x[i, observed[i, :, c] > 0, c]
             torch.testing.assert_close(scale.shift[i, 0, c], seen.mean())
-            std = (seen.var(unbiased=False) + rin.eps).sqrt()
+            std = seen.std(unbiased=False)
             torch.testing.assert_close(scale.spread[i, 0, c], std)
 
 
@@ -113,7 +116,9 @@ def test_instance_norm_keeps_the_likelihood_of_the_data():
     with torch.no_grad():
         rin.affine_weight.copy_(torch.tensor([0.5, 2.0]))
         rin.affine_bias.copy_(torch.tensor([-1.0, 1.0]))
-    scale = instance_scale(rin, x, torch.ones_like(x))
+    whole = Scale(x.new_zeros(2), x.new_ones(2))
+    floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
+    scale = instance_scale(rin, x, torch.ones_like(x), whole, floor)
     raw = torch.randn(4, 12, 2, 2, dtype=torch.float64)
     normalised, data = (
         likelihood._distr_from_params(likelihood._params_from_output(r))

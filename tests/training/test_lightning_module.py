@@ -16,7 +16,7 @@ from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 from darts_ddssm import DDSSMModel
 from darts_ddssm.series.batches import training_window
 from darts_ddssm.ssm.state_space import StateSpaceModel
-from tests.helpers import TRAINER, noisy_sine
+from tests.helpers import TRAINER, UNIT_SCALES, noisy_sine
 
 
 def test_gradient_is_clipped_by_default(tiny):
@@ -162,7 +162,7 @@ def test_a_gap_says_nothing(tiny):
     target = torch.randn(4, 12, 2)
     target[:, 5:8] = torch.nan
     batch = TorchTrainingBatch(past_target=target, future_target=torch.randn(4, 6, 2))
-    window = training_window(batch, gap=0)
+    window = training_window(batch, 0, 1, UNIT_SCALES)
     assert torch.isfinite(window.x).all()
     model = tiny().fit(noisy_sine(num_components=2)).model.series_model
     losses = []

@@ -1,4 +1,6 @@
-"""The weight of the KL over the updates of a training."""
+"""Weight of the KL, learning rate and number of updates of a training."""
+
+import math
 
 import pytest
 import torch
@@ -6,7 +8,12 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.training.schedule import kl_weight
+from darts_ddssm.estimator.automatic import NUM_UPDATES, automatic_n_epochs, say_once
+from darts_ddssm.training.schedule import (
+    PEAK_LEARNING_RATE,
+    kl_weight,
+    learning_rate,
+)
 from tests.helpers import TRAINER, changed, kept, noisy_sine, state
 
 
@@ -65,8 +72,6 @@ def test_schedule_ends_with_the_time(tiny):
     trainer = {"callbacks": [record], "max_time": {"seconds": 3}}
     tiny(trainer, n_epochs=100_000).fit(noisy_sine())
     assert record.weights[0] == pytest.approx(0.05) and record.weights[-1] == 1.0
-    # as far as it goes in steps or in epochs, whichever is more
-    assert len(record.weights) > 20
 
 
 class Stop(Callback):
@@ -97,3 +102,101 @@ def test_finished_training_is_extended(tiny, tmp_path):
     assert before["progress"] <= loaded.model.progress
     assert weight_now(loaded.model) == 1.0
     assert "ssm.decoder.bypass.weight" in changed(before, state(loaded))
+
+
+# --- the learning rate ----------------------------------------------------------------
+
+
+class Rates(Callback):
+    """Record the learning rate of every update."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_start(self, trainer, *args):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(i / 1000) for i in range(1001)]
+    peak = rates.index(max(rates))
+    assert rates[peak] == pytest.approx(PEAK_LEARNING_RATE) and 50 <= peak <= 200
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert max(rates[0], 10 * rates[-1]) < PEAK_LEARNING_RATE / 10
+
+
+@pytest.mark.parametrize(
+    "limit, epochs",
+    [({}, 10), ({"max_steps": 40}, 1000), ({"max_time": {"seconds": 4}}, 100_000)],
+    ids=["epochs", "steps", "time"],
+)
+def test_recipe_ends_with_the_training(tiny, limit, epochs):
+    """Whichever limit comes first: a KL weight of 1 is logged, and the rate is low."""
+    record = Rates()
+    model = tiny({"callbacks": [record], **limit}, n_epochs=epochs).fit(noisy_sine())
+    assert max(record.rates) > 0.9 * PEAK_LEARNING_RATE
+    assert record.rates[0] < 0.1 * PEAK_LEARNING_RATE
+    assert record.rates[-1] < 0.05 * PEAK_LEARNING_RATE
+    assert model.trainer.callback_metrics["kl_weight"] == 1.0
+
+
+def test_whoever_passes_an_optimizer_gets_it(tiny):
+    record = Rates()
+    trainer = {"callbacks": [record]}
+    tiny(trainer, optimizer_kwargs={"lr": 2e-3}).fit(noisy_sine())
+    assert set(record.rates) == {2e-3}
+    record.rates.clear()
+    model = tiny(trainer, optimizer_cls=torch.optim.SGD).fit(noisy_sine())
+    assert isinstance(model.trainer.optimizers[0], torch.optim.SGD)
+    # the default of that class
+    assert set(record.rates) == {1e-3}
+    record.rates.clear()
+    halved = dict(
+        lr_scheduler_cls=torch.optim.lr_scheduler.ExponentialLR,
+        lr_scheduler_kwargs={"gamma": 0.5},
+    )
+    tiny(trainer, n_epochs=2, optimizer_kwargs={"lr": 2e-3}, **halved).fit(noisy_sine())
+    assert set(record.rates) == {2e-3, 1e-3}
+
+
+def test_training_that_is_extended_has_a_schedule_of_its_own(tiny):
+    record = Rates()
+    model = tiny({"callbacks": [record]}, n_epochs=3).fit(noisy_sine())
+    first = list(record.rates)
+    record.rates.clear()
+    model.fit(noisy_sine(), epochs=3)
+    assert record.rates == pytest.approx(first)
+
+
+# --- the number of epochs -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "num_windows, batch_size", [(1, 32), (97, 32), (150, 32), (5000, 64)]
+)
+def test_automatic_number_of_epochs_makes_as_many_updates(num_windows, batch_size):
+    num_batches = math.ceil(num_windows / batch_size)
+    updates = automatic_n_epochs(num_windows, batch_size) * num_batches
+    assert abs(updates - NUM_UPDATES) <= num_batches / 2
+
+
+def test_automatic_number_of_epochs_is_one_at_least():
+    assert automatic_n_epochs(10**6, 32) == 1
+
+
+def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
+    """About so many updates, said once; or until the trainer ends it."""
+    monkeypatch.setattr("darts_ddssm.estimator.automatic.NUM_UPDATES", 13)
+    say_once.cache_clear()
+    for _ in range(2):
+        # 63 windows in batches of 16
+        model = tiny(n_epochs=None).fit(noisy_sine())
+        assert model.trainer.global_step == 12 and model.epochs_trained == 3
+    said = [r for r in caplog.records if "trains for 3 epochs, 12 updates" in r.message]
+    assert [record.levelname for record in said] == ["WARNING"]
+    assert model.predict(2, num_samples=3).n_samples == 3
+    model = tiny({"max_steps": 17}, n_epochs=None).fit(noisy_sine())
+    assert model.trainer.global_step == 17
+    model = tiny({"max_time": {"seconds": 2}}, n_epochs=None).fit(noisy_sine())
+    assert model.trainer.max_epochs > 1000 and model.predict(2).n_timesteps == 2

@@ -1,0 +1,207 @@
+"""
+Scales taken from a training set, and whether each window is better scaled by itself.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from darts import TimeSeries
+from darts.utils.data import TorchTrainingDataset
+from torch import Tensor
+from torch.distributions import Normal, StudentT
+
+from darts_ddssm.series.scaling import CONSTANT, InstanceFloor, Scale, TrainingScales
+
+# Windows, evenly spaced over all series, that anything is taken from.
+NUM_WINDOWS = 1000
+
+# What a scale of each window must gain to be no accident, in nats per value.
+MIN_GAIN = 0.1
+
+# Least spread of a component in rounding errors of its magnitude, so that a constant is
+# forecast as itself.
+MIN_SPREAD = 8
+
+# The spread of a covariate is at least this share of its range: the rare event of a
+# covariate of zeros and ones is a value of a few, not of hundreds.
+MIN_SHARE_OF_RANGE = 1 / 8
+
+# Of the input chunks of a series that are not constant, the share that is narrower than
+# what its chunks are divided by at least.
+FLOOR_QUANTILE = 0.05
+
+
+def training_scales(dataset: TorchTrainingDataset) -> TrainingScales:
+    """Scales of target and covariates, by the observed values of a training set.
+
+    Parameters
+    ----------
+    dataset
+        A darts training dataset; at most 1,000 of its windows are looked at.
+    """
+    slots: dict[str, list[np.ndarray]] = {name: [] for name in TrainingScales._fields}
+    for i in np.unique(np.linspace(0, len(dataset) - 1, NUM_WINDOWS).astype(int)):
+        sample = dataset[i]
+        static = sample.static_covariates
+        for name, parts in {
+            "target": (sample.past_target, sample.future_target),
+            "past": (sample.past_covariates,),
+            "future": (sample.historic_future_covariates, sample.future_covariates),
+            # (C or 1, F) -> (1, C * F)
+            "static": (None if static is None else static.reshape(1, -1),),
+        }.items():
+            slots[name] += [part for part in parts if part is not None]
+    return TrainingScales(
+        **{
+            name: _scale(np.concatenate(rows), name != "target") if rows else Scale.unit()
+            for name, rows in slots.items()
+        }
+    )
+
+
+def _scale(values: np.ndarray, is_covariate: bool) -> Scale:
+    """Mean and standard deviation of each column of values (N, F)."""
+    rounding = np.finfo(values.dtype).eps
+    # squares of float32 may overflow
+    x = torch.from_numpy(values.astype(np.float64))
+    mean, std, count = _moments(x)
+    # where nothing is observed they are NaN
+    shift, spread = (torch.where(count > 0, part, 0.0) for part in (mean, std))
+    magnitude = x.abs().nan_to_num().amax(0)
+    # a component of zeros alone has no magnitude either
+    magnitude = torch.where(magnitude > 0, magnitude, 1.0)
+    if is_covariate:
+        highest = x.nan_to_num(nan=-torch.inf).amax(0)
+        lowest = x.nan_to_num(nan=torch.inf).amin(0)
+        spread = spread.maximum(MIN_SHARE_OF_RANGE * (highest - lowest))
+        # one that was constant may be another one later
+        constant = spread <= MIN_SPREAD * rounding * magnitude
+        return Scale(shift, torch.where(constant, magnitude, spread))
+    return Scale(shift, spread.maximum(MIN_SPREAD * rounding * magnitude))
+
+
+def instance_floor(
+    series: Sequence[TimeSeries], input_length: int, scale: Scale
+) -> InstanceFloor:
+    """What the input chunks of some training series are divided by at least.
+
+    It is what the narrow chunks of the calmest series have, so that no series is flattened
+    that varies. A constant chunk of another scale is divided by as much of its level.
+
+    Parameters
+    ----------
+    series
+        The training series.
+    input_length
+        Steps of an input chunk.
+    scale
+        The scale of the training set, for where no chunk varies.
+    """
+    spreads, ratios = [], []
+    for path, starts in _windows(series, input_length):
+        chunks = torch.stack([path[start : start + input_length] for start in starts], 1)
+        # (T, N, C) -> (N, C)
+        mean, std, _ = _moments(chunks)
+        level = (mean.square() + std.square()).sqrt()
+        std = torch.where(std > CONSTANT * level, std, torch.nan)
+        spreads.append(std.nanquantile(FLOOR_QUANTILE, dim=0))
+        ratios.append((std / level).nanquantile(FLOOR_QUANTILE, dim=0))
+    if not spreads:
+        return InstanceFloor(scale.spread, torch.zeros_like(scale.spread))
+    least, ratio = (
+        torch.stack(x).nan_to_num(nan=torch.inf).amin(0) for x in (spreads, ratios)
+    )
+    return InstanceFloor(
+        torch.where(least.isfinite(), least, scale.spread),
+        torch.where(ratio.isfinite(), ratio, 0.0),
+    )
+
+
+def prefers_instance_scale(
+    series: Sequence[TimeSeries],
+    input_length: int,
+    gap: int,
+    output_length: int,
+    floor: InstanceFloor,
+) -> bool:
+    """Tell whether a window is better scaled by its own past than by the training set.
+
+    The first two thirds of the windows of each series are taken for a training set. Two
+    predictions of the output chunks in the last third are compared by likelihood: a
+    Gaussian with the moments of that training set, and a Student t with the moments of the
+    input chunk, which allows for the uncertainty of moments of a short chunk. The window's
+    own past must be better by a clear margin. Windows that are constant say nothing.
+
+    Parameters
+    ----------
+    series
+        The training series; those that are too short are left out.
+    input_length, gap, output_length
+        Steps of the input chunk, between the chunks, and of the output chunk.
+    floor
+        Least spread of an input chunk.
+    """
+    length = input_length + gap + output_length
+    paths = [(path, starts) for path, starts in _windows(series, length, 2 / 3)]
+    paths = [(path, starts) for path, starts in paths if len(path) >= length + 2]
+    if not paths:
+        return False
+    known = torch.cat([path[: starts[0] + length - 1] for path, starts in paths])
+    mean, std, _ = _moments(known)
+    # constant components say nothing
+    std = torch.where(std > 0, std, torch.nan)
+    by_training_set = Normal(mean, std, validate_args=False)
+    gains = []
+    for path, starts in paths:
+        windows = torch.stack([path[start : start + length] for start in starts], 1)
+        own_mean, own_std, count = _moments(windows[:input_length])
+        least = floor.apply(own_mean, own_std)
+        has_scale, own_std = own_std >= least, least
+        # one value alone has no spread
+        own_std = torch.where(count > 1, own_std, torch.nan)
+        count = count.clamp(min=2)
+        own_std = own_std * ((count + 1) / (count - 1)).sqrt()
+        by_input = StudentT(count - 1, own_mean, own_std, validate_args=False)
+        whole_mean, whole_std, _ = _moments(windows)
+        varies = whole_std > CONSTANT * whole_mean.abs()
+        ahead = torch.where(varies, windows[-output_length:], torch.nan)
+        gain = by_input.log_prob(ahead) - by_training_set.log_prob(ahead)
+        # zeros after zeros are no reason to call the next pulse a thousand
+        gains.append(torch.where(has_scale, gain, gain.clamp(max=0.0)))
+    # (n, N, C) of each series
+    return torch.cat([gain.flatten() for gain in gains]).nanmean().item() > MIN_GAIN
+
+
+def _windows(
+    series: Sequence[TimeSeries], length: int, first_share: float = 0.0
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Yield the values of each series (T, C) and the starts of some of its windows.
+
+    Parameters
+    ----------
+    series
+        The series; those without a window are left out.
+    length
+        Steps of a window.
+    first_share
+        Share of the windows that is left out at the start of each series.
+    """
+    num_windows = max(NUM_WINDOWS // max(len(series), 1), 1)
+    for one in series:
+        last = len(one) - length
+        if last < 0:
+            continue
+        # (T, C, samples) -> (T, C)
+        path = torch.from_numpy(one.all_values(copy=False).astype(np.float64).mean(-1))
+        first = int(first_share * (last + 1))
+        yield path, np.unique(np.linspace(first, last, num_windows).astype(int))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and number of the observed values along the first axis."""
+    count = (~x.isnan()).sum(0)
+    mean = x.nanmean(0)
+    return mean, (x - mean).square().nanmean(0).sqrt(), count
