@@ -40,19 +40,6 @@ from darts_ddssm.plotting import plot_density, plot_latents, plot_transition_den
 TRAINER = {"accelerator": "cpu", "enable_model_summary": False, "logger": False}
 
 
-def falling_rate(lr: float, updates: int) -> dict:
-    """Arguments of a darts model: a learning rate that rises and falls once."""
-    return {
-        "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
-        "lr_scheduler_kwargs": {
-            "max_lr": lr,
-            "total_steps": updates,
-            "pct_start": 0.1,
-            "interval": "step",
-        },
-    }
-
-
 def mean_states(latents: list[TimeSeries]) -> np.ndarray:
     """Mean of the samples of states: (N, T, D)."""
     return np.stack([z.all_values().mean(-1) for z in latents])
@@ -73,13 +60,9 @@ def simulated(output_dir: Path, updates: int) -> None:
             latent_dim=2,
             transition_order=1,
             transition=transition,
-            peak_kl_weight=2.0,
-            gap_augmentation=0.0,
             batch_size=64,
-            n_epochs=updates // 16 + 1,
             random_state=0,
             pl_trainer_kwargs=TRAINER | {"max_steps": updates},
-            **falling_rate(1e-2, updates),
         )
         start = time.perf_counter()
         models[transition] = model.fit(train.series)
@@ -203,10 +186,8 @@ def real(output_dir: Path, updates: int) -> None:
         # the whole series is to be filled in one scale, though its level rises
         use_reversible_instance_norm=False,
         batch_size=64,
-        n_epochs=1000,
         random_state=0,
         pl_trainer_kwargs=TRAINER | {"max_steps": updates},
-        **falling_rate(5e-3, updates),
     )
     start = time.perf_counter()
     model.fit(gappy)

@@ -41,19 +41,6 @@ from darts_ddssm.metrics import jensen_shannon_divergence
 TRAINER = {"accelerator": "cpu", "enable_model_summary": False, "logger": False}
 
 
-def falling_rate(lr: float, updates: int) -> dict:
-    """Arguments of a darts model: a learning rate that rises and falls once."""
-    return {
-        "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
-        "lr_scheduler_kwargs": {
-            "max_lr": lr,
-            "total_steps": updates,
-            "pct_start": 0.1,
-            "interval": "step",
-        },
-    }
-
-
 def simulated(output_dir: Path, updates: int) -> None:
     """Fit both transitions to a bimodal series and compare with the truth."""
     train = bimodal_random_walk(1024, length=32, random_state=0)
@@ -86,13 +73,9 @@ def simulated(output_dir: Path, updates: int) -> None:
             output_chunk_length=1,
             latent_dim=2,
             transition=transition,
-            peak_kl_weight=2.0,
-            gap_augmentation=0.0,
             batch_size=64,
-            n_epochs=updates // 16 + 1,
             random_state=0,
             pl_trainer_kwargs=TRAINER | {"max_steps": updates},
-            **falling_rate(1e-2, updates),
         )
         start = time.perf_counter()
         model.fit(scaled)
@@ -148,7 +131,6 @@ def real(output_dir: Path, updates: int) -> None:
     arguments = dict(
         input_chunk_length=context,
         batch_size=64,
-        n_epochs=1000,
         random_state=0,
         save_checkpoints=True,
         force_reset=True,
@@ -159,7 +141,6 @@ def real(output_dir: Path, updates: int) -> None:
         "DDSSM": DDSSMModel(
             output_chunk_length=horizon,
             model_name="ddssm",
-            **falling_rate(2e-3, updates),
             **arguments,
         ),
         "RNNModel": RNNModel(

@@ -63,14 +63,6 @@ def tuned(y: pd.Series, updates: int) -> DDSSMForecaster:
     forecaster = DDSSMForecaster(
         input_chunk_length=36,
         output_chunk_length=12,
-        n_epochs=1000,
-        lr_scheduler_cls=torch.optim.lr_scheduler.OneCycleLR,
-        lr_scheduler_kwargs={
-            "max_lr": 5e-3,
-            "total_steps": updates,
-            "pct_start": 0.1,
-            "interval": "step",
-        },
         pl_trainer_kwargs=TRAINER | {"max_steps": updates},
         random_state=0,
     )

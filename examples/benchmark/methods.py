@@ -1,10 +1,10 @@
 """The methods that are compared, and training them for an equal time.
 
-Every torch model gets the same windows, the same scaling, the same kind of learning-rate
-schedule and the same seconds of training. How many updates fit is found by timing some,
-so that schedules know their length. The best epoch by validation loss is kept, and the
-settings that a method leaves open are those with the lowest validation loss in short
-training of each.
+Every torch model gets the same windows, the same scaling and the same seconds of
+training. How many updates fit is found by timing some, so that schedules know their
+length. The DDSSM has its default arguments; for the others the learning rate rises and
+falls once. The best epoch by validation loss is kept, and the settings that a method
+leaves open are those with the lowest validation loss in short training of each.
 """
 
 import logging
@@ -71,7 +71,7 @@ class Method:
     make
         Constructor, given the chunk lengths and what all models share.
     lr
-        Highest learning rate of its schedule.
+        Highest learning rate of its schedule; None for its own.
     patience
         Share of the updates without progress after which training ends; 1 for never.
     settings
@@ -81,7 +81,7 @@ class Method:
     """
 
     make: Maker
-    lr: float
+    lr: float | None
     patience: float = 1 / 3
     settings: dict[str, Any] = field(default_factory=dict)
     candidates: tuple[dict[str, Any], ...] = ()
@@ -103,9 +103,9 @@ OWN_SCALE = tuple({"use_reversible_instance_norm": own} for own in (False, True)
 # The weight of the DDSSM's divergence changes during training, and with it the meaning
 # of "no progress": it is never stopped early.
 TORCH_METHODS = {
-    "DDSSM": Method(DDSSMModel, lr=5e-3, patience=1.0),
+    "DDSSM": Method(DDSSMModel, lr=None, patience=1.0),
     "DDSSM (Gaussian)": Method(
-        DDSSMModel, lr=5e-3, patience=1.0, settings={"transition": "gaussian"}
+        DDSSMModel, lr=None, patience=1.0, settings={"transition": "gaussian"}
     ),
     "RNNModel": Method(rnn, lr=2e-3),
     "TiDEModel": Method(
@@ -235,16 +235,18 @@ def train(
         # epoch at least, even where it is longer than the budget.
         updates = max(updates // (every * epoch), 1) * every * epoch
 
-    schedule = {
-        "optimizer_kwargs": {"lr": method.lr},
-        "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
-        "lr_scheduler_kwargs": {
-            "max_lr": method.lr,
-            "total_steps": updates,
-            "pct_start": 0.1,
-            "interval": "step",
-        },
-    }
+    schedule: dict[str, Any] = {}
+    if method.lr is not None:
+        schedule = {
+            "optimizer_kwargs": {"lr": method.lr},
+            "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
+            "lr_scheduler_kwargs": {
+                "max_lr": method.lr,
+                "total_steps": updates,
+                "pct_start": 0.1,
+                "interval": "step",
+            },
+        }
     if validation is None:
         model = method(pl_trainer_kwargs=trainer_arguments(updates), **schedule, **kwargs)
         start = time.perf_counter()

@@ -1,6 +1,7 @@
 """Simulated series, whose true process says how good a forecast can be."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import report
 import scores
 from cells import Cell, Options, Suite
 from darts.dataprocessing.transformers import Scaler
-from methods import TORCH_METHODS, Method, train
+from methods import TORCH_METHODS, train
 from sklearn.preprocessing import StandardScaler
 
 from darts_ddssm.datasets import (
@@ -25,10 +26,6 @@ from darts_ddssm.metrics import jensen_shannon_divergence
 NUM_TRAIN, NUM_TEST, LENGTH = 1024, 256, 32
 NUM_SAMPLES = 512
 NUM_LIKELIHOOD, LIKELIHOOD_SAMPLES = 64, 16
-# The series are clean and many: training may be bolder than on real ones.
-LEARNING_RATE = 1e-2
-# All are observed in full, functions of a Markov chain.
-SHARED = {"transition_order": 1, "gap_augmentation": 0.0}
 
 
 class Simulation(NamedTuple):
@@ -40,13 +37,9 @@ class Simulation(NamedTuple):
 
 
 SIMULATIONS = {
-    "bimodal walk": Simulation(
-        bimodal_random_walk,
-        1,
-        SHARED | {"latent_dim": 2, "peak_kl_weight": 2.0},
-    ),
-    "switching signs": Simulation(switching_signs, 1, SHARED | {"peak_kl_weight": 2.0}),
-    "linear Gaussian": Simulation(linear_gaussian, 8, SHARED | {"latent_dim": 2}),
+    "bimodal walk": Simulation(bimodal_random_walk, 1, {"latent_dim": 2}),
+    "switching signs": Simulation(switching_signs, 1, {}),
+    "linear Gaussian": Simulation(linear_gaussian, 8, {"latent_dim": 2}),
 }
 
 
@@ -81,7 +74,7 @@ def fit(cell: Cell, series: list, simulation: Simulation, options: Options, **mo
     method = TORCH_METHODS[cell.method]
     if cell.method.startswith("DDSSM"):
         settings = method.settings | simulation.settings | more
-        method = Method(method.make, LEARNING_RATE, 1.0, settings)
+        method = replace(method, settings=settings)
     scaler = Scaler(StandardScaler(), global_fit=True)
     trained = train(
         method,
