@@ -170,7 +170,7 @@ class DDSSMModel(LatentMethods):
         num_solver_steps
             Number of network evaluations that draw one latent state of a forecast, at
             least 5. With 12, spreads of known densities and weights of their modes are
-            right within 2 %, with 8 within 5 %, with 5 within 10 %. May be changed after
+            right within 2 %, with 7 within 5 %, with 5 within 10 %. May be changed after
             training, by ``model.num_solver_steps = ...``.
         peak_kl_weight
             Weight of the KL in the training loss midway in training. The weight starts

@@ -56,7 +56,7 @@ FORECAST_WINDOWS, FORECAST_SAMPLES = 16, 2
 VALIDATION_PATHS = 512
 MIN_VALIDATION_SAMPLES, MAX_VALIDATION_SAMPLES = 4, 32
 # Network evaluations for each state of these forecasts.
-FORECAST_SOLVER_STEPS = 8
+FORECAST_SOLVER_STEPS = 7
 
 # Latent paths over which the moments of a predictive marginal are taken.
 NUM_MOMENT_PATHS = 500

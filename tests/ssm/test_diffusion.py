@@ -280,7 +280,7 @@ def solved(mixture: Mixture, num_levels: int) -> Tensor:
 
 
 # evaluations, and the error of standard deviations that they may leave
-each_accuracy = pytest.mark.parametrize("num_levels, tolerance", [(12, 0.02), (8, 0.05)])
+each_accuracy = pytest.mark.parametrize("num_levels, tolerance", [(12, 0.02), (7, 0.05)])
 
 
 @each_accuracy
