@@ -2,7 +2,6 @@
 The darts model: :class:`DDSSMModel`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from io import BytesIO
@@ -30,7 +29,9 @@ from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
 
 from darts_ddssm.estimator.automatic import (
+    automatic_learning_rate,
     automatic_n_epochs,
+    automatic_num_updates,
     automatic_patch_length,
     say_once,
 )
@@ -218,9 +219,10 @@ class DDSSMModel(LatentMethods):
             of the first two thirds of all series. A chunk that hardly varies is divided
             by what the narrowest chunks of the training set that do vary have.
         n_epochs
-            Number of epochs of training. ``None`` for as many as make about 600 updates,
-            and at least one. If ``pl_trainer_kwargs`` has ``max_steps`` or ``max_time``,
-            ``None`` leaves the end of training to them.
+            Number of epochs of training. ``None`` for as many as make about 600 updates, up
+            to 5,000 where there are many training windows, and at least one. If
+            ``pl_trainer_kwargs`` has ``max_steps`` or ``max_time``, ``None`` leaves the end
+            of training to them.
         **kwargs
             Optional arguments of the Lightning module, the trainer, and darts'
             :class:`TorchForecastingModel`, such as ``batch_size``,
@@ -233,8 +235,9 @@ class DDSSMModel(LatentMethods):
 
             - ``loss_fn`` has no effect: the loss is the negative ELBO;
             - without ``optimizer_cls``, ``optimizer_kwargs`` and ``lr_scheduler_cls`` the
-              optimiser is Adam with a learning rate that rises to 0.005 in the first
-              tenth of the training and then falls to nearly zero along a cosine;
+              optimiser is Adam with a learning rate that rises in the first tenth of the
+              training, to 0.002 for few training windows and up to 0.005 for more than 600,
+              and then falls to nearly zero along a cosine;
             - the gradient's norm is clipped at 1 unless ``pl_trainer_kwargs`` has a
               ``gradient_clip_val`` (``0`` for no clipping);
             - validation, checkpoints and forecasts use an exponential average of the
@@ -461,10 +464,9 @@ class DDSSMModel(LatentMethods):
         if limits.get("max_time") is not None or limits.get("max_steps", -1) >= 0:
             return NO_LIMIT
         number = automatic_n_epochs(len(dataset), self.batch_size)
-        num_updates = number * math.ceil(len(dataset) / self.batch_size)
         say_once(
-            f"`DDSSMModel` trains for {number} epochs, {num_updates} updates. Pass "
-            "`n_epochs` to decide it yourself."
+            f"`DDSSMModel` trains for about {automatic_num_updates(len(dataset))} updates, "
+            "and at least one epoch. Pass `n_epochs` to decide it yourself."
         )
         return number
 
@@ -484,11 +486,19 @@ class DDSSMModel(LatentMethods):
         params = super()._setup_for_train(
             train_dataset, val_dataset, trainer, verbose, epochs, *args, **kwargs
         )
+        module = params["model"]
+        module.peak_learning_rate = automatic_learning_rate(len(train_dataset))
+        if module.has_own_recipe:
+            say_once(
+                "`DDSSMModel` trains with a learning rate of up to "
+                f"{module.peak_learning_rate:.1g}, by the number of training windows. Pass "
+                "`optimizer_kwargs` to decide it yourself."
+            )
         if is_new:
             if self.trainer_params["precision"] == "64-true":
                 # Lightning would cast it later, the scale already rounded.
-                params["model"].double()
-            self._set_scales(params["model"], train_dataset)
+                module.double()
+            self._set_scales(module, train_dataset)
         series = getattr(train_dataset, "series", None)
         if self._example is None and series:
             first = series[0][:1]

@@ -1,5 +1,5 @@
 """
-What the model decides by itself: the length of patches and that of its training.
+What the model decides by itself: the length of patches, of its training, and its rate.
 """
 
 import math
@@ -14,8 +14,13 @@ logger = get_logger(__name__)
 MAX_SINGLE_STEPS = 48
 NUM_PATCHES = 12
 
-# Updates of a training whose length is left open. Where one epoch has more, it is one.
-NUM_UPDATES = 600
+# Updates of a training whose length is left open: the fewest, up to so many windows, and
+# the most. In between their number rises with the square root of the windows.
+MIN_UPDATES, FEW_WINDOWS, MAX_UPDATES = 600, 300, 5000
+
+# Peak of the learning rate with few windows, and with many. With few, a high rate soon
+# knows them by heart.
+MIN_LEARNING_RATE, MAX_LEARNING_RATE, MANY_WINDOWS = 2e-3, 5e-3, 625
 
 
 @cache
@@ -45,12 +50,25 @@ def automatic_patch_length(window_length: int, output_length: int) -> int:
     return math.ceil(output_length / num_after)
 
 
+def automatic_num_updates(num_windows: int) -> int:
+    """Return the number of updates of a training on so many windows, in hundreds."""
+    updates = MIN_UPDATES * math.sqrt(num_windows / FEW_WINDOWS)
+    return 100 * round(min(max(updates, MIN_UPDATES), MAX_UPDATES) / 100)
+
+
 def automatic_n_epochs(num_windows: int, batch_size: int) -> int:
-    """Return the number of epochs of a training of about NUM_UPDATES updates.
+    """Return the number of epochs that make about as many updates, at least one.
 
     Parameters
     ----------
     num_windows, batch_size
         Windows of the training set and of one update.
     """
-    return max(round(NUM_UPDATES / math.ceil(num_windows / batch_size)), 1)
+    num_batches = math.ceil(num_windows / batch_size)
+    return max(round(automatic_num_updates(num_windows) / num_batches), 1)
+
+
+def automatic_learning_rate(num_windows: int) -> float:
+    """Return the peak of the learning rate for so many windows."""
+    rate = MAX_LEARNING_RATE * math.sqrt(num_windows / MANY_WINDOWS)
+    return min(max(rate, MIN_LEARNING_RATE), MAX_LEARNING_RATE)

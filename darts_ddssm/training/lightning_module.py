@@ -38,10 +38,9 @@ from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.ssm.window import Window
 from darts_ddssm.training.schedule import (
     FORECAST_LOSS_START,
-    PEAK_LEARNING_RATE,
     callbacks_of,
     kl_weight,
-    learning_rate,
+    learning_rate_share,
     progress,
 )
 from darts_ddssm.training.weight_averaging import _AveragedWeights
@@ -137,6 +136,8 @@ class _DDSSMModule(PLForecastingModule):
         # its name in models that earlier versions saved
         gap_augmentation = kwargs.pop("gap_practice", gap_augmentation)
         decided = use_reversible_instance_norm is not None
+        # set before each training, by the number of its windows
+        self.peak_learning_rate = 1e-3
         self.has_own_recipe = not any(kwargs.get(name) for name in OPTIMIZER_ARGUMENTS)
         of_ssm = arguments_of(StateSpaceModel, kwargs)
         super().__init__(
@@ -245,9 +246,9 @@ class _DDSSMModule(PLForecastingModule):
         """Return the optimizer and schedule that the user asks for, or our own."""
         if not self.has_own_recipe:
             return super().configure_optimizers()
-        optimizer = torch.optim.Adam(self.parameters(), lr=PEAK_LEARNING_RATE)
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.peak_learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda _: learning_rate(progress(self.trainer)) / PEAK_LEARNING_RATE
+            optimizer, lambda _: learning_rate_share(progress(self.trainer))
         )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 

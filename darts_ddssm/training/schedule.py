@@ -25,7 +25,6 @@ FORECAST_LOSS_START = 0.3
 
 # The learning rate rises from a share of its peak to all of it over the first share of the
 # training, and falls along a cosine to its floor, another share of the peak.
-PEAK_LEARNING_RATE = 5e-3
 WARM_UP, LEARNING_RATE_START, LEARNING_RATE_FLOOR = 0.1, 0.04, 1e-3
 
 # Where the number of updates has no limit, this many count as all.
@@ -70,8 +69,8 @@ def kl_weight(progress: float, peak: float) -> float:
     return float(np.interp(progress, KL_WEIGHT_SHARES, weights))
 
 
-def learning_rate(progress: float) -> float:
-    """Learning rate of the model's own recipe.
+def learning_rate_share(progress: float) -> float:
+    """Share of its peak that the learning rate has.
 
     Parameters
     ----------
@@ -79,8 +78,6 @@ def learning_rate(progress: float) -> float:
         Share of the training that is done.
     """
     if progress < WARM_UP:
-        share = LEARNING_RATE_START + (1 - LEARNING_RATE_START) * progress / WARM_UP
-    else:
-        cosine = (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
-        share = LEARNING_RATE_FLOOR + (1 - LEARNING_RATE_FLOOR) * cosine
-    return PEAK_LEARNING_RATE * share
+        return LEARNING_RATE_START + (1 - LEARNING_RATE_START) * progress / WARM_UP
+    cosine = (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
+    return LEARNING_RATE_FLOOR + (1 - LEARNING_RATE_FLOOR) * cosine
