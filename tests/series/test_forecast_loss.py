@@ -30,7 +30,7 @@ def model(tiny):
 
 def scored(model, window: Window) -> torch.Tensor:
     series_model = model.model.series_model
-    normalised = NormalisedWindow(window, series_model.scale, window.x)
+    normalised = NormalisedWindow(window, series_model.scales.target, window.x)
     return forecast_loss(series_model, normalised, num_samples=2, num_solver_steps=6)
 
 
