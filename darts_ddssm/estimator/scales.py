@@ -105,7 +105,7 @@ def instance_floor(
         chunks = torch.stack([path[start : start + input_length] for start in starts], 1)
         # (T, N, C) -> (N, C)
         mean, std, _ = _moments(chunks)
-        level = (mean.square() + std.square()).sqrt()
+        level = mean.hypot(std)
         std = torch.where(std > CONSTANT * level, std, torch.nan)
         spreads.append(std.nanquantile(FLOOR_QUANTILE, dim=0))
         ratios.append((std / level).nanquantile(FLOOR_QUANTILE, dim=0))

@@ -93,7 +93,7 @@ class InstanceFloor(NamedTuple):
 
     def apply(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return what chunks of such moments, (..., C) each, are divided by."""
-        level = (mean.square() + std.square()).sqrt()
+        level = mean.hypot(std)
         is_constant = std <= CONSTANT * level
         return std.maximum(self.spread).maximum(is_constant * self.ratio * level)
 
@@ -114,10 +114,13 @@ def instance_scale(
     floor
         Least spread of a chunk.
     """
+    # in a unit in which squares do not overflow
+    x = x / scale.spread
     count = observed.sum(1, keepdim=True)
     mean = (x * observed).sum(1, keepdim=True) / count.clamp(min=1)
     deviation = (x - mean) * observed
     std = (deviation.square().sum(1, keepdim=True) / count.clamp(min=1)).sqrt()
+    mean, std = mean * scale.spread, std * scale.spread
     mean, std = (
         torch.where(count > 0, own, whole)
         for own, whole in zip((mean, floor.apply(mean, std)), scale, strict=True)
