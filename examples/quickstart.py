@@ -232,8 +232,8 @@ def save(fig: plt.Figure, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output-dir", type=Path, default=Path(__file__).parent / "output")
-    parser.add_argument("--updates-simulated", type=int, default=1500)
-    parser.add_argument("--updates-real", type=int, default=500)
+    parser.add_argument("--updates-simulated", type=int, default=1000)
+    parser.add_argument("--updates-real", type=int, default=400)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore")
