@@ -271,7 +271,8 @@ class SeriesModel:
         inputs, u = (
             x.repeat(num_samples, 1, 1) for x in (folded.transition_inputs, folded.u)
         )
-        z = self.ssm.roll_out(history, inputs, num_solver_steps, mean)
+        num_before = encoded.patches.x.shape[1]
+        z = self.ssm.roll_out(history, inputs, num_solver_steps, mean, num_before)
         raw = self.decode(z, u, patches).narrow(1, self.output_chunk_shift, n)
         # (S * B, n, ...) -> (S, B, n, ...)
         return raw.unflatten(0, (num_samples, num_series))

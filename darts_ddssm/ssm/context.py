@@ -68,6 +68,8 @@ class Context(nn.Module, ABC):
     """
 
     network: nn.Module
+    # whether it sees all past latents, however many
+    is_unbounded: bool
 
     def __init__(self, latent_dim: int, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -113,6 +115,8 @@ class MarkovContext(Context):
     order
         Number j of latents that are seen.
     """
+
+    is_unbounded = False
 
     def __init__(
         self, latent_dim: int, input_size: int, hidden_size: int, order: int
@@ -218,6 +222,8 @@ class RecurrentContext(Context):
         Number R of past latents that are also seen directly, through a
         :class:`LagKernel`.
     """
+
+    is_unbounded = True
 
     def __init__(
         self, latent_dim: int, input_size: int, hidden_size: int, reach: int

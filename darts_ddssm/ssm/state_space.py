@@ -53,8 +53,10 @@ class StateSpaceModel(nn.Module):
         Number K of parameters of the density of one component.
     input_size, past_size
         Numbers U and P of inputs of all networks, and of the transition alone.
-    reach
-        Number R of past latents that a transition of unbounded order sees directly.
+    reach, num_context
+        Numbers of latents of a training window and of its input chunk. A transition of
+        unbounded order sees no more than the first of them, directly and through its
+        recurrent network, and where there were more it starts again from the second.
     latent_dim
         Dimension D of the latent.
     transition_order
@@ -72,6 +74,7 @@ class StateSpaceModel(nn.Module):
         input_size: int,
         past_size: int,
         reach: int,
+        num_context: int,
         latent_dim: int,
         transition_order: int | None,
         transition: str,
@@ -79,6 +82,7 @@ class StateSpaceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
+        self.reach, self.num_context = reach, num_context
         self.encoder = Encoder(2 * num_components + input_size, latent_dim, hidden_size)
         sizes = (latent_dim, input_size + past_size, hidden_size)
         context: Context
@@ -277,9 +281,18 @@ class StateSpaceModel(nn.Module):
         return self.transition.sample(history, u_t, num_solver_steps)
 
     def roll_out(
-        self, history: History, inputs: Tensor, num_solver_steps: int, mean: bool = False
+        self,
+        history: History,
+        inputs: Tensor,
+        num_solver_steps: int,
+        mean: bool = False,
+        num_before: int = 0,
     ) -> Tensor:
         """Draw the latents that follow, step by step from the transition.
+
+        A transition of unbounded order was trained on windows. Once a history is as long,
+        it is made anew from the last latents, as many as an input chunk has, as soon as so
+        many were drawn. Whatever the horizon, the transition then sees what it knows.
 
         Parameters
         ----------
@@ -291,16 +304,25 @@ class StateSpaceModel(nn.Module):
             Number of network evaluations for each step of a diffusion transition.
         mean
             Follow the mean of each step instead of drawing from it.
+        num_before
+            Number of latents in the histories.
 
         Returns
         -------
         Tensor
             Paths, (N, n, D).
         """
-        path = []
-        for u_t in inputs.unbind(1):
+        context = self.transition.context
+        path: list[Tensor] = []
+        for t, u_t in enumerate(inputs.unbind(1)):
+            is_full = context.is_unbounded and num_before >= self.reach
+            if is_full and t >= self.num_context:
+                last = slice(t - self.num_context, t)
+                history = context.from_path(torch.stack(path[last], 1), inputs[:, last])
+                num_before = self.num_context
             z = self._next(history, u_t, num_solver_steps, mean)
-            history = self.transition.context.update(history, z, u_t)
+            history = context.update(history, z, u_t)
+            num_before += 1
             path.append(z)
         return torch.stack(path, dim=1)
 

@@ -160,6 +160,7 @@ class _DDSSMModule(PLForecastingModule):
             input_size=patch_length * input_size,
             past_size=patch_length * past_size,
             reach=cut.before + cut.after,
+            num_context=cut.before,
             **of_ssm,
         )
         # Share of the training done. Saved with the weights and never falling: training

@@ -30,6 +30,7 @@ def model_of(transition: str, order: int | None) -> StateSpaceModel:
         transition=transition,
         hidden_size=8,
         reach=4,
+        num_context=3,
     )
     return randomised(model).eval()
 
@@ -268,6 +269,7 @@ def test_trained_elbo_is_just_under_the_exact_log_likelihood(transition):
         transition=transition,
         hidden_size=16,
         reach=4,
+        num_context=3,
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=300)
@@ -362,6 +364,7 @@ def test_importance_weights_against_a_grid(transition):
         input_size=0,
         past_size=0,
         reach=4,
+        num_context=3,
         latent_dim=1,
         transition_order=1,
         transition=transition,
@@ -401,3 +404,33 @@ def test_importance_weights_against_a_grid(transition):
     # many samples know the number well, one does not
     assert weights.std() / len(weights) ** 0.5 < 0.05
     assert weights.std() > 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_before", [0, 3])
+def test_a_long_roll_out_starts_again_from_its_last_states(num_before):
+    """Whatever lies further back than a training window, the transition has not seen."""
+    model = model_of("gaussian", None)
+    inputs = future_inputs(num_steps=9)
+    context = model.transition.context
+    z = torch.randn(2, num_before, LATENT_DIM).double()
+    history = context.init(2, inputs)
+    if num_before:
+        u = torch.randn(2, num_before, INPUT_SIZE + PAST_SIZE).double()
+        history = context.from_path(z, u)
+    how = {"num_solver_steps": 5, "mean": True}
+    path = model.roll_out(history, inputs, **how, num_before=num_before)
+    # windows have four states and input chunks three: it starts again at the first of
+    # these steps, and at each one after it
+    first = 4 if num_before == 0 else 3
+    plain = model.roll_out(history, inputs[:, :first], **how)
+    torch.testing.assert_close(path[:, :first], plain)
+    for t in range(first, 9):
+        again = context.from_path(path[:, t - 3 : t], inputs[:, t - 3 : t])
+        one = model.roll_out(again, inputs[:, t : t + 1], **how)
+        torch.testing.assert_close(path[:, t : t + 1], one)
+    # a transition of finite order has nothing to forget
+    model = model_of("gaussian", 1)
+    history = model.transition.context.init(2, inputs)
+    some = [model.roll_out(history, inputs, **how, num_before=n) for n in (0, 100)]
+    torch.testing.assert_close(*some)
