@@ -127,7 +127,8 @@ class DDSSMModel(LatentMethods):
         A forecast draws the present state from its posterior, moves it forward step by
         step and draws an observation at each. Each sample is one joint path over all
         time steps and components. The model never reads its own forecasts, so that a
-        horizon beyond ``output_chunk_length`` costs no accuracy by itself.
+        horizon beyond ``output_chunk_length`` costs no accuracy by itself. However long
+        it is, the transition sees as many past states as a training window has.
 
         This model supports past, future and static covariates, univariate and
         multivariate, single and multiple series, probabilistic forecasts, and missing
