@@ -257,7 +257,7 @@ def test_command_runs_each_cell_in_a_process_of_its_own(passengers, tmp_path):
         "--out-dir",
         str(tmp_path / "o"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "o" / "real.md").read_text()
     assert "| air passengers |" in report

@@ -100,6 +100,6 @@ def test_it_runs(kept, monkeypatch, tmp_path):
         if is_budget(cell):
             cell.source = BUDGET
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(kept, kernel_name="python3", timeout=300, resources=resources).execute()
+    NotebookClient(kept, kernel_name="python3", timeout=900, resources=resources).execute()
     check_results(kept)
     assert not list(tmp_path.iterdir())

@@ -253,7 +253,7 @@ def run_script(tmp_path: Path, source: str) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert process.returncode == 0, process.stderr
 
