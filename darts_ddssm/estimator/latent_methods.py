@@ -254,9 +254,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
 
         Parameters
         ----------
-        series
-            As for :meth:`infer_latents`.
-        past_covariates, future_covariates
+        series, past_covariates, future_covariates
             As for :meth:`infer_latents`.
         num_samples
             Number of samples.
