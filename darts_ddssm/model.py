@@ -2,6 +2,7 @@
 The darts model: :class:`DDSSMModel`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from io import BytesIO
@@ -31,7 +32,6 @@ from pytorch_lightning import Trainer
 from darts_ddssm.estimator.automatic import (
     automatic_learning_rate,
     automatic_n_epochs,
-    automatic_num_updates,
     automatic_patch_length,
     say_once,
 )
@@ -465,9 +465,10 @@ class DDSSMModel(LatentMethods):
         if limits.get("max_time") is not None or limits.get("max_steps", -1) >= 0:
             return NO_LIMIT
         number = automatic_n_epochs(len(dataset), self.batch_size)
+        num_updates = number * math.ceil(len(dataset) / self.batch_size)
         say_once(
-            f"`DDSSMModel` trains for about {automatic_num_updates(len(dataset))} updates, "
-            "and at least one epoch. Pass `n_epochs` to decide it yourself."
+            f"`DDSSMModel` trains for {number} epochs, about {num_updates} updates. Pass "
+            "`n_epochs` to decide it yourself."
         )
         return number
 

@@ -13,17 +13,19 @@ from darts.utils.data import TorchTrainingDataset
 from torch import Tensor
 from torch.distributions import Normal, StudentT
 
-from darts_ddssm.series.scaling import CONSTANT, InstanceFloor, Scale, TrainingScales
+from darts_ddssm.series.scaling import (
+    ROUNDING_ERRORS,
+    InstanceFloor,
+    Scale,
+    TrainingScales,
+    is_constant,
+)
 
 # Windows, evenly spaced over all series, that anything is taken from.
 NUM_WINDOWS = 1000
 
 # What a scale of each window must gain to be no accident, in nats per value.
 MIN_GAIN = 0.1
-
-# Least spread of a component in rounding errors of its magnitude, so that a constant is
-# forecast as itself.
-MIN_SPREAD = 8
 
 # The spread of a covariate is at least this share of its range: the rare event of a
 # covariate of zeros and ones is a value of a few, not of hundreds.
@@ -64,7 +66,8 @@ def training_scales(dataset: TorchTrainingDataset) -> TrainingScales:
 
 def _scale(values: np.ndarray, is_covariate: bool) -> Scale:
     """Mean and standard deviation of each column of values (N, F)."""
-    rounding = np.finfo(values.dtype).eps
+    # what a constant has, so that it is forecast as itself
+    least_share = ROUNDING_ERRORS * np.finfo(values.dtype).eps
     # squares of float32 may overflow
     x = torch.from_numpy(values.astype(np.float64))
     mean, std, count = _moments(x)
@@ -78,9 +81,9 @@ def _scale(values: np.ndarray, is_covariate: bool) -> Scale:
         lowest = x.nan_to_num(nan=torch.inf).amin(0)
         spread = spread.maximum(MIN_SHARE_OF_RANGE * (highest - lowest))
         # one that was constant may be another one later
-        constant = spread <= MIN_SPREAD * rounding * magnitude
+        constant = spread <= least_share * magnitude
         return Scale(shift, torch.where(constant, magnitude, spread))
-    return Scale(shift, spread.maximum(MIN_SPREAD * rounding * magnitude))
+    return Scale(shift, spread.maximum(least_share * magnitude))
 
 
 def instance_floor(
@@ -101,12 +104,11 @@ def instance_floor(
         The scale of the training set, for where no chunk varies.
     """
     spreads, ratios = [], []
-    for path, starts in _windows(series, input_length):
-        chunks = torch.stack([path[start : start + input_length] for start in starts], 1)
+    for _, chunks in _windows(series, input_length):
         # (T, N, C) -> (N, C)
         mean, std, _ = _moments(chunks)
         level = mean.hypot(std)
-        std = torch.where(std > CONSTANT * level, std, torch.nan)
+        std = torch.where(is_constant(level, std), torch.nan, std)
         spreads.append(std.nanquantile(FLOOR_QUANTILE, dim=0))
         ratios.append((std / level).nanquantile(FLOOR_QUANTILE, dim=0))
     if not spreads:
@@ -145,18 +147,15 @@ def prefers_instance_scale(
         Least spread of an input chunk.
     """
     length = input_length + gap + output_length
-    paths = [(path, starts) for path, starts in _windows(series, length, 2 / 3)]
-    paths = [(path, starts) for path, starts in paths if len(path) >= length + 2]
-    if not paths:
+    parts = list(_windows([one for one in series if len(one) >= length + 2], length, 2 / 3))
+    if not parts:
         return False
-    known = torch.cat([path[: starts[0] + length - 1] for path, starts in paths])
-    mean, std, _ = _moments(known)
+    mean, std, _ = _moments(torch.cat([known for known, _ in parts]))
     # constant components say nothing
     std = torch.where(std > 0, std, torch.nan)
     by_training_set = Normal(mean, std, validate_args=False)
     gains = []
-    for path, starts in paths:
-        windows = torch.stack([path[start : start + length] for start in starts], 1)
+    for _, windows in parts:
         own_mean, own_std, count = _moments(windows[:input_length])
         least = floor.apply(own_mean, own_std)
         has_scale, own_std = own_std >= least, least
@@ -166,8 +165,8 @@ def prefers_instance_scale(
         own_std = own_std * ((count + 1) / (count - 1)).sqrt()
         by_input = StudentT(count - 1, own_mean, own_std, validate_args=False)
         whole_mean, whole_std, _ = _moments(windows)
-        varies = whole_std > CONSTANT * whole_mean.abs()
-        ahead = torch.where(varies, windows[-output_length:], torch.nan)
+        constant = is_constant(whole_mean.abs(), whole_std)
+        ahead = torch.where(constant, torch.nan, windows[-output_length:])
         gain = by_input.log_prob(ahead) - by_training_set.log_prob(ahead)
         # zeros after zeros are no reason to call the next pulse a thousand
         gains.append(torch.where(has_scale, gain, gain.clamp(max=0.0)))
@@ -177,8 +176,10 @@ def prefers_instance_scale(
 
 def _windows(
     series: Sequence[TimeSeries], length: int, first_share: float = 0.0
-) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Yield the values of each series (T, C) and the starts of some of its windows.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield some windows of each series, (T, N, C), and the values that come before.
+
+    These are known before any of the windows ends, (M, C).
 
     Parameters
     ----------
@@ -197,7 +198,9 @@ def _windows(
         # (T, C, samples) -> (T, C)
         path = torch.from_numpy(one.all_values(copy=False).astype(np.float64).mean(-1))
         first = int(first_share * (last + 1))
-        yield path, np.unique(np.linspace(first, last, num_windows).astype(int))
+        starts = np.unique(np.linspace(first, last, num_windows).astype(int))
+        windows = torch.stack([path[start : start + length] for start in starts], 1)
+        yield path[: first + length - 1], windows
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,8 +22,16 @@ import torch
 from darts.models.components.layer_norm_variants import RINorm
 from torch import Tensor, nn
 
-# A spread of so little of the level is that of rounding errors.
-CONSTANT = 8 * torch.finfo(torch.float32).eps
+# A spread of so many rounding errors of the level, or less, is that of a constant.
+ROUNDING_ERRORS = 8
+
+
+def is_constant(level: Tensor, std: Tensor) -> Tensor:
+    """Tell whether values of such a level and standard deviation are a constant.
+
+    Data of double precision often were of single precision once.
+    """
+    return std <= ROUNDING_ERRORS * torch.finfo(torch.float32).eps * level
 
 
 class Scale(NamedTuple):
@@ -94,8 +102,8 @@ class InstanceFloor(NamedTuple):
     def apply(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return what chunks of such moments, (..., C) each, are divided by."""
         level = mean.hypot(std)
-        is_constant = std <= CONSTANT * level
-        return std.maximum(self.spread).maximum(is_constant * self.ratio * level)
+        of_level = is_constant(level, std) * self.ratio * level
+        return std.maximum(self.spread).maximum(of_level)
 
 
 def instance_scale(

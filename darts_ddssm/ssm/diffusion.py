@@ -110,12 +110,9 @@ class LogUniformNoise:
 
 
 def preconditioned_denoiser(
-    network: Callable[[Tensor, Tensor], Tensor],
-    z: Tensor,
-    log_sigma: Tensor,
-    scale: Tensor,
+    network: Callable[[Tensor], Tensor], z: Tensor, sigma: float
 ) -> Tensor:
-    """Evaluate D(z, sigma) = c_skip z + c_out F(c_in z, log(sigma / sigma_d)).
+    """Evaluate D(z, sigma) = c_skip z + c_out F(c_in z), in units of the scale sigma_d.
 
     The coefficients are those of Karras et al. [2]_, table 1: the network's input and
     its target have unit variance at every noise level.
@@ -123,18 +120,15 @@ def preconditioned_denoiser(
     Parameters
     ----------
     network
-        F, from scaled values (..., D) and relative log noise levels to (..., D).
+        F at this noise level, from scaled values (..., D) to (..., D).
     z
         Noised values, (..., D).
-    log_sigma
-        Logarithm of the noise level in units of ``scale``, broadcastable to (..., 1).
-    scale
-        Scale sigma_d of the clean variable, (..., 1).
+    sigma
+        Noise level.
     """
-    sigma = scale * log_sigma.exp()
-    c_in = (sigma.square() + scale.square()).rsqrt()
-    c_skip, c_out = (scale * c_in).square(), sigma * scale * c_in
-    return c_skip * z + c_out * network(c_in * z, log_sigma)
+    c_in = (sigma**2 + 1) ** -0.5
+    c_skip, c_out = c_in**2, sigma * c_in
+    return torch.add(c_skip * z, network(c_in * z), alpha=c_out)
 
 
 class DenoiserNetwork(nn.Module):
@@ -273,29 +267,31 @@ def solve_probability_flow(
         Falling noise levels in units of the variable's scale, in even steps of their
         logarithm.
     """
-    denoised, slope = denoise(noise, 0), noise / levels[0] ** 2
-    z = noise + denoised
+    denoised, slope = denoise(noise, 0), noise.detach() / levels[0] ** 2
     lower_levels = [*levels[1:], 0.0]
-    z = z + slope * _change_of_gaussian(FIRST_VARIANCE, levels[0], lower_levels[0])
+    change = _change_of_gaussian(FIRST_VARIANCE, levels[0], lower_levels[0])
+    z = denoised + (1 + change / levels[0] ** 2) * noise
     for i, (level, lower) in enumerate(pairwise(lower_levels), start=1):
         previous, previous_slope = denoised, slope
         denoised = denoise(z, i)
-        slope = (z - denoised) / level**2
-        growth = (slope / previous_slope).detach()
-        is_gaussian = (growth > 1) & (growth < levels[i - 1] / level)
-        variance = _variance_of_gaussian(growth, levels[i - 1], level)
-        if lower == 0:
-            # no other step ends here; a slope that did not grow is that of a flat density
-            flat = (growth > 0) & (growth <= 1)
-            variance = torch.where(is_gaussian, variance, flat * MAX_VARIANCE)
-            return z + slope * _change_of_gaussian(variance, level, lower)
-        variance = torch.where(is_gaussian, variance, 1.0)
-        gaussian = z + slope * _change_of_gaussian(variance, level, lower)
-        # half the last change of D: the step before was as long in log sigma
-        direction = torch.lerp(previous, denoised, 1.5)
-        linear = torch.lerp(direction, z, lower / level)
-        z = torch.where(is_gaussian, gaussian, linear)
-    return z
+        # how much of z and of the last D the step keeps is no matter of the gradient
+        with torch.no_grad():
+            slope = (z - denoised) / level**2
+            growth = slope / previous_slope
+            is_gaussian = (growth > 1) & (growth < levels[i - 1] / level)
+            variance = _variance_of_gaussian(growth, levels[i - 1], level)
+            if lower == 0:
+                # no other step ends here; a slope that did not grow is that of a flat
+                # density
+                flat = (growth > 0) & (growth <= 1)
+                variance = torch.where(is_gaussian, variance, flat * MAX_VARIANCE)
+                is_gaussian = torch.ones_like(flat)
+            kept = 1 + _change_of_gaussian(variance, level, lower) / level**2
+            kept = torch.where(is_gaussian, kept, lower / level)
+            # half the last change of D: the step before was as long in log sigma
+            of_previous = torch.where(is_gaussian, 0.0, (lower / level - 1) / 2)
+        z = torch.addcmul(denoised, kept, z - denoised)
+        z = torch.addcmul(z, of_previous, previous - denoised)
     return z
 
 

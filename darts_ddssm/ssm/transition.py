@@ -1,9 +1,12 @@
 r"""
 The latent transition p_psi(z_t | z_{t-j:t-1}, u_t), diffusion or Gaussian.
 
-Both work in coordinates centred on the previous latent, :math:`z_t - z_{t-1}`, and on
-zero at the first step (*persistence*): a shift changes neither a noise level nor a
-difference of scores, and a network that gives zero then predicts no change.
+Both work in coordinates centred on a linear prediction of the latent,
+:math:`z_t - z_{t-1} - A z_{t-1} - b`, and on zero at the first step: a shift changes
+neither a noise level nor a difference of scores. The *drift* :math:`(A, b)` is that of a
+ridge regression along the paths of the posterior, tracked as the scale is, and the
+networks learn what is left. The change that they make is bounded. Far from the data the
+drift therefore has the last word, and leads a long forecast back.
 
 Letters as in :mod:`darts_ddssm.ssm`; U counts all inputs of the transition.
 
@@ -14,7 +17,7 @@ References
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +39,41 @@ from darts_ddssm.ssm.probability_flow import probability_flow_log_prob
 # How much of the tracked scale a training step replaces.
 SCALE_UPDATE = 0.02
 
+# Share of their squares that is added to the squares of the drift's regressors, so that it
+# makes half of the change that least squares do. With all of it, the scale would be that
+# of the innovations alone, and the networks, which move the latent by a few scales at
+# most, could not correct a path that has lost its amplitude or its level.
+DRIFT_RIDGE = 1.0
+
 # Noise levels at which the mean of a transition is read off its denoiser.
 MEAN_LEVELS = [8.0, 4.0, 2.0]
 
 # Rows whose density is computed at a time: their derivatives stay in the cache.
 DENSITY_ROWS = 1024
+
+
+def _started_along(z: Tensor) -> Tensor:
+    """Return 0 at the first step of paths (N, T, D) and 1 later: (N, T, 1)."""
+    started = torch.ones_like(z[..., :1])
+    started[:, 0] = 0.0
+    return started
+
+
+def _with_drift(
+    transition: "Transition", state: dict[str, Tensor], prefix: str, *args: Any
+) -> None:
+    """Add to loaded weights the drift of earlier versions: none."""
+    for name in ("squares", "products", "drift"):
+        buffer = transition.get_buffer(name)
+        state.setdefault(prefix + name, torch.zeros_like(buffer))
+
+
+def _mean_of_processes(value: Tensor) -> Tensor:
+    """Return the mean over all processes of a training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value
 
 
 class _Rows(NamedTuple):
@@ -76,6 +109,9 @@ class Transition(nn.Module, ABC):
 
     squared_scale: Tensor
     num_updates: Tensor
+    squares: Tensor
+    products: Tensor
+    drift: Tensor
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -83,37 +119,79 @@ class Transition(nn.Module, ABC):
         # sigma_d^2 of the centred latent: of the first step, of all others
         self.register_buffer("squared_scale", torch.ones(2))
         self.register_buffer("num_updates", torch.zeros(()))
+        # of (z_{t-1}, 1) with itself and with z_t - z_{t-1}: second moments, and the
+        # coefficients (A, b) of the linear prediction
+        size = context.latent_dim
+        self.register_buffer("squares", torch.zeros(size + 1, size + 1))
+        self.register_buffer("products", torch.zeros(size + 1, size))
+        self.register_buffer("drift", torch.zeros(size + 1, size))
+        self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _with_drift
+        )
 
     def scale(self, started: Tensor) -> Tensor:
         """Return sigma_d where ``started`` is 0 (first step) or 1, of its shape."""
         first, rest = self.squared_scale.sqrt()
         return first + started * (rest - first)
 
-    @torch.no_grad()
-    def track_scale(self, path: PosteriorPath) -> None:
-        """Update sigma_d from paths of the posterior: E[v] + E[(mu - mu_p)^2].
+    def centre(self, previous: Tensor, started: Tensor) -> Tensor:
+        """Return the linear prediction of the latent that follows.
 
-        The square is about zero, where the preconditioned denoiser starts, and not about
-        the mean. A drift that is large beside the noise then lies within its range.
+        Parameters
+        ----------
+        previous
+            Latents before, zero before the first, (..., D).
+        started
+            0 at the first step, where the prediction is zero, and 1 later, (..., 1).
+        """
+        with torch.autocast(previous.device.type, enabled=False):
+            previous = previous.to(self.drift.dtype)
+            change = torch.addmm(self.drift[-1], previous.flatten(0, -2), self.drift[:-1])
+        return previous + started * change.view_as(previous)
+
+    @torch.no_grad()
+    def track_moments(self, path: PosteriorPath) -> None:
+        """Update the drift (A, b) and sigma_d from paths of the posterior.
+
+        The scale is that of E[v] + E[(mu - mu_p)^2], with mu_p the linear prediction. The
+        square is about zero, where the preconditioned denoiser starts, and not about the
+        mean.
 
         Parameters
         ----------
         path
             Paths of a training batch, (N, T, D).
         """
-        mean = path.mean - shift_right(path.z)
+        # A plain mean of the first values, then an exponential one.
+        rate = (1 / (self.num_updates + 1)).clamp(min=SCALE_UPDATE)
+        if path.z.shape[1] > 1:
+            self._track_drift(path, rate)
+        mean = path.mean - self._centre_along(path.z)
         new = self.squared_scale.clone()
         for i, steps in enumerate((slice(0, 1), slice(1, None))):
             m, s = mean[:, steps], path.std[:, steps]
             if m.shape[1] > 0:
                 new[i] = m.square().mean() + s.square().mean()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(new)
-            new /= torch.distributed.get_world_size()
-        # A plain mean of the first values, then an exponential one.
-        rate = (1 / (self.num_updates + 1)).clamp(min=SCALE_UPDATE)
-        self.squared_scale.lerp_(new, rate)
+        self.squared_scale.lerp_(_mean_of_processes(new), rate)
         self.num_updates += 1
+
+    def _track_drift(self, path: PosteriorPath, rate: Tensor) -> None:
+        # 16 bits have no solver
+        dtype = torch.promote_types(self.drift.dtype, torch.float32)
+        # (N, T - 1, ...) -> (N * (T - 1), ...)
+        previous = path.z[:, :-1].flatten(0, 1).to(dtype)
+        change = path.mean[:, 1:].flatten(0, 1).to(dtype) - previous
+        previous = nn.functional.pad(previous, (0, 1), value=1.0)
+        with torch.autocast(previous.device.type, enabled=False):
+            squares = previous.T @ previous / len(previous)
+            products = previous.T @ change / len(previous)
+        for old, new in ((self.squares, squares), (self.products, products)):
+            old.lerp_(_mean_of_processes(new).to(old.dtype), rate)
+        squares, products = self.squares.to(dtype), self.products.to(dtype)
+        ridge = DRIFT_RIDGE * squares.diagonal() + torch.finfo(dtype).tiny
+        # it raises nothing where the latents are not finite, which the loss will tell
+        solution, _ = torch.linalg.solve_ex(squares + ridge.diag(), products)
+        self.drift.copy_(solution)
 
     def min_std(self, num_steps: int) -> Tensor:
         """Floor of q's standard deviation at each of the first steps, (T,)."""
@@ -150,7 +228,7 @@ class Transition(nn.Module, ABC):
         Tensor
             KL in nats, (N, T).
         """
-        mean = path.mean - shift_right(path.z)
+        mean = path.mean - self._centre_along(path.z)
         features, scale = self.context.features(path.z, u), self._scale_along(path.z)
         # (N, T, ...) -> (N * T, ...)
         rows = _Rows(*(x.flatten(0, 1) for x in (features, mean, path.std, scale)))
@@ -174,7 +252,8 @@ class Transition(nn.Module, ABC):
             log p(z_t | z_{t-j:t-1}, u_t) in nats, (N, T).
         """
         # (N, T, ...) -> (N * T, ...), a part of the rows at a time
-        parts = (self.context.features(z, u), z - shift_right(z), self._scale_along(z))
+        centred = z - self._centre_along(z)
+        parts = (self.context.features(z, u), centred, self._scale_along(z))
         flat = zip(*(x.flatten(0, 1).split(DENSITY_ROWS) for x in parts), strict=True)
         log_probs = [
             self._log_prob(self.context.network(features), centred, scale)
@@ -184,20 +263,24 @@ class Transition(nn.Module, ABC):
 
     def _scale_along(self, z: Tensor) -> Tensor:
         """Return sigma_d at each step of paths (N, T, D): (N, T, 1)."""
-        started = torch.ones_like(z[..., :1])
-        started[:, 0] = 0.0
-        return self.scale(started)
+        return self.scale(_started_along(z))
+
+    def _centre_along(self, z: Tensor) -> Tensor:
+        """Return the linear prediction at each step of paths (N, T, D): (N, T, D)."""
+        return self.centre(shift_right(z), _started_along(z))
 
     def sample(self, history: History, u: Tensor, num_solver_steps: int) -> Tensor:
         """Draw the next latent of each history: inputs (N, U) -> (N, D)."""
         context = self.context.output(history, u)
         scale = self.scale(history.started)
-        return history.previous + self._sample(context, scale, num_solver_steps)
+        centre = self.centre(history.previous, history.started)
+        return centre + self._sample(context, scale, num_solver_steps)
 
     def mean(self, history: History, u: Tensor) -> Tensor:
         """Mean of the next latent of each history: inputs (N, U) -> (N, D)."""
         context = self.context.output(history, u)
-        return history.previous + self._mean(context, self.scale(history.started))
+        centre = self.centre(history.previous, history.started)
+        return centre + self._mean(context, self.scale(history.started))
 
     @abstractmethod
     def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
@@ -266,37 +349,36 @@ class DiffusionTransition(Transition):
         return probability_flow_log_prob(self._network(context), z, scale)
 
     def _denoiser(
-        self, context: Tensor, scale: Tensor, levels: list[float]
+        self, context: Tensor, levels: list[float]
     ) -> Callable[[Tensor, int], Tensor]:
-        """Return the denoiser at the i-th of the levels, which are in units of sigma_d."""
+        """Return the denoiser at the i-th of the levels, all in units of sigma_d."""
         log_sigmas = context.new_tensor(levels).log().unsqueeze(-1)
         # one projection per noise level, and one per row for all noise levels
         shifts = self.network.condition(log_sigmas)
         shift_of_context = self.network.project_context(context)
 
         def denoise(z: Tensor, i: int) -> Tensor:
-            def network(scaled: Tensor, _: Tensor) -> Tensor:
-                return self.network(scaled, shift_of_context + shifts[i])
-
-            return preconditioned_denoiser(network, z, log_sigmas[i], scale)
+            shift = shift_of_context + shifts[i]
+            return preconditioned_denoiser(
+                lambda scaled: self.network(scaled, shift), z, levels[i]
+            )
 
         return denoise
 
     def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
         levels = sampling_levels(num_solver_steps)
         noise = torch.randn_like(context.new_empty(len(context), self.latent_dim))
-        noise = levels[0] * scale * noise
-        denoise = self._denoiser(context, scale, levels)
-        return solve_probability_flow(denoise, noise, levels)
+        denoise = self._denoiser(context, levels)
+        return scale * solve_probability_flow(denoise, levels[0] * noise, levels)
 
     def _mean(self, context: Tensor, scale: Tensor) -> Tensor:
         # Under noise far above the scale a denoiser gives nearly the mean, whatever its
         # input. Each level starts from the mean that the one before found.
         mean = context.new_zeros(len(context), self.latent_dim)
-        denoise = self._denoiser(context, scale, MEAN_LEVELS)
+        denoise = self._denoiser(context, MEAN_LEVELS)
         for i in range(len(MEAN_LEVELS)):
             mean = denoise(mean, i)
-        return mean
+        return scale * mean
 
 
 class GaussianTransition(Transition):

@@ -27,35 +27,24 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from darts_ddssm.series.batches import context_window, horizon_window, training_window
-from darts_ddssm.series.forecast_loss import forecast_loss
 from darts_ddssm.series.inference import Question
 from darts_ddssm.series.likelihoods import family_of
-from darts_ddssm.series.masking import mask_randomly, num_masked_rows
 from darts_ddssm.series.model import SeriesModel
 from darts_ddssm.series.scaling import InstanceFloor, Scale, TrainingScales
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.ssm.window import Window
+from darts_ddssm.training.losses import training_loss, validation_score
 from darts_ddssm.training.schedule import (
     FORECAST_LOSS_START,
     callbacks_of,
+    forecast_loss_share,
+    input_noise,
     kl_weight,
     learning_rate_share,
     progress,
 )
 from darts_ddssm.training.weight_averaging import _AveragedWeights
-
-# Steps of all windows whose KL makes a steady estimate for a batch. Training evaluates no
-# more of them, and validation, where a comparison should not be left to chance, no fewer.
-KL_ROWS = 2048
-
-# Windows whose forecasts are trained in each update, and samples of each.
-FORECAST_WINDOWS, FORECAST_SAMPLES = 16, 2
-# Samples of all windows of a batch in validation, and the least and the most of one window.
-VALIDATION_PATHS = 512
-MIN_VALIDATION_SAMPLES, MAX_VALIDATION_SAMPLES = 4, 32
-# Network evaluations for each state of these forecasts.
-FORECAST_SOLVER_STEPS = 7
 
 # Latent paths over which the moments of a predictive marginal are taken.
 NUM_MOMENT_PATHS = 500
@@ -80,8 +69,11 @@ def _with_scales(
     They knew no scale of covariates, and the least spread of an input chunk was a share of
     the training set's.
     """
-    for name, buffer in module.named_buffers(recurse=False):
-        state.setdefault(prefix + name, buffer)
+    for kind in ("past", "future", "static"):
+        for name in (f"{kind}_shift", f"{kind}_spread"):
+            state.setdefault(prefix + name, module.get_buffer(name))
+    for name in ("floor_spread", "floor_ratio"):
+        state.setdefault(prefix + name, module.get_buffer(name))
     floor = prefix + "floor_spread"
     if module.rin is not None and not state[floor].any():
         spread = state[prefix + "target_spread"]
@@ -307,7 +299,9 @@ class _DDSSMModule(PLForecastingModule):
         if stage is ModuleStage.TRAIN:
             loss, logged = self._training_loss(window)
         else:
-            loss, elbo = self._validation_score(window)
+            loss, elbo = validation_score(
+                self.series_model, window, self._has_forecast_loss
+            )
             logged = loss
             if elbo is not None:
                 self._log("val_negative_elbo", elbo, batch)
@@ -340,31 +334,19 @@ class _DDSSMModule(PLForecastingModule):
         The latter is the negative ELBO, with the weight that the KL has by now. In time
         the loss of forecasts of several steps is added to it.
         """
-        model = self.series_model
-        normalised = model.normalise(window)
-        num_masked = num_masked_rows(self.gap_augmentation, len(window.x))
-        masked = normalised._replace(window=mask_randomly(normalised.window, num_masked))
-        posterior = model.posterior(masked)
-        transition = self.ssm.transition
-        # a transition that the user has frozen keeps its scale
-        if any(p.requires_grad for p in transition.parameters()):
-            transition.track_scale(posterior.path.rows(slice(num_masked, None)))
-        loss = negative_elbo = model.negative_elbo(
-            masked,
-            posterior,
-            self._kl_weight,
-            num_encoder_rows=num_masked,
-            max_rows=KL_ROWS,
-        )
+        forecast_weight = 0.0
         if self._has_forecast_loss and self.progress >= FORECAST_LOSS_START:
-            crps = forecast_loss(
-                model,
-                normalised,
-                FORECAST_SAMPLES,
-                FORECAST_SOLVER_STEPS,
-                max_windows=FORECAST_WINDOWS,
+            forecast_weight = self.overshooting_weight * forecast_loss_share(
+                self.trainer.global_step
             )
-            loss = negative_elbo + self.overshooting_weight * crps
+        loss, negative_elbo = training_loss(
+            self.series_model,
+            window,
+            self._kl_weight,
+            forecast_weight,
+            self.gap_augmentation,
+            input_noise(self.progress.item()),
+        )
         if not self._all_finite(loss):
             raise_log(
                 RuntimeError(
@@ -385,25 +367,6 @@ class _DDSSMModule(PLForecastingModule):
             # a process that stopped alone would leave the others waiting
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
         return bool(finite)
-
-    def _validation_score(self, window: Window) -> tuple[Tensor, Tensor | None]:
-        """Return the score of windows, and the negative ELBO if that is another one.
-
-        The score is the loss of forecasts or, where there is none, the negative ELBO.
-        """
-        model = self.series_model
-        normalised = model.normalise(window)
-        posterior = model.posterior(normalised)
-        num_rows = posterior.path.z.shape[:2].numel()
-        negative_elbo = model.negative_elbo(
-            normalised, posterior, num_draws=max(KL_ROWS // num_rows, 1)
-        )
-        if not self._has_forecast_loss:
-            return negative_elbo, None
-        num_samples = VALIDATION_PATHS // len(window.x)
-        num_samples = min(max(num_samples, MIN_VALIDATION_SAMPLES), MAX_VALIDATION_SAMPLES)
-        crps = forecast_loss(model, normalised, num_samples, FORECAST_SOLVER_STEPS)
-        return crps, negative_elbo
 
     @torch.no_grad()
     def _update_metrics_with_sample(

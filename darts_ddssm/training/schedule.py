@@ -20,8 +20,15 @@ Kind = TypeVar("Kind", bound=Callback)
 KL_WEIGHT_START = 0.05
 KL_WEIGHT_SHARES = (0.2, 0.4, 0.5, 0.7, 0.9)
 
+# Standard deviation of the noise on the encoder's input at the start of the training, in
+# units of normalised values, and the share of the training after which there is none.
+INPUT_NOISE, INPUT_NOISE_END = 0.2, 0.8
+
 # Share of the training after which forecasts of several steps are trained too.
 FORECAST_LOSS_START = 0.3
+
+# From then on they are trained in one of so many updates, with a weight to match.
+FORECAST_LOSS_PERIOD = 4
 
 # The learning rate rises from a share of its peak to all of it over the first share of the
 # training, and falls along a cosine to its floor, another share of the peak.
@@ -81,3 +88,19 @@ def learning_rate_share(progress: float) -> float:
         return LEARNING_RATE_START + (1 - LEARNING_RATE_START) * progress / WARM_UP
     cosine = (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
     return LEARNING_RATE_FLOOR + (1 - LEARNING_RATE_FLOOR) * cosine
+
+
+def forecast_loss_share(num_updates: int) -> int:
+    """Weight of the loss of forecasts after so many updates, 1 on average."""
+    return FORECAST_LOSS_PERIOD * (num_updates % FORECAST_LOSS_PERIOD == 0)
+
+
+def input_noise(progress: float) -> float:
+    """Standard deviation of the noise on what the encoder sees, of normalised values.
+
+    Parameters
+    ----------
+    progress
+        Share of the training that is done.
+    """
+    return INPUT_NOISE * max(1 - progress / INPUT_NOISE_END, 0.0)

@@ -212,7 +212,8 @@ def test_weights_belong_to_a_number_of_components(tiny, saved):
 
 
 PROCESS = "ssm.transition."
-SCALE = {PROCESS + "squared_scale", PROCESS + "num_updates"}
+TRACKED = ("squared_scale", "num_updates", "squares", "products", "drift")
+SCALE = {PROCESS + name for name in TRACKED}
 
 
 def finetuned(tiny, saved, **kwargs) -> tuple[set[str], set[str]]:

@@ -220,31 +220,31 @@ def test_little_is_missed_under_the_lowest_level():
 # --- the preconditioned denoiser ------------------------------------------------------
 
 
-def test_zero_network_is_the_denoiser_of_a_gaussian_of_the_scale():
-    z, scale = torch.randn(50, 2).double(), float64(0.6)
-    log_sigma = torch.linspace(-5, 4, 50).double().unsqueeze(-1)
-    denoised = preconditioned_denoiser(
-        lambda z, _: torch.zeros_like(z), z, log_sigma, scale
-    )
-    expected = denoiser_of(float64(0.0), scale**2)(z, scale * log_sigma.exp())
+LEVELS = [math.exp(log_sigma) for log_sigma in (-4.0, -1.0, 0.0, 2.0, 4.0)]
+
+
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_zero_network_is_the_denoiser_of_a_gaussian_of_the_scale(sigma):
+    z = torch.randn(50, 2).double()
+    denoised = preconditioned_denoiser(torch.zeros_like, z, sigma)
+    expected = denoiser_of(float64(0.0), float64(1.0))(z, float64(sigma))
     torch.testing.assert_close(denoised, expected)
 
 
-@pytest.mark.parametrize("log_sigma", [-4.0, -1.0, 0.0, 2.0, 4.0])
-def test_network_sees_and_predicts_unit_variance(log_sigma):
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_network_sees_and_predicts_unit_variance(sigma):
     torch.manual_seed(0)
-    scale, log_sigma = float64(0.6), float64(log_sigma)
     # clean values of the scale and far from Gaussian
-    clean = scale * torch.randn(100_000, 1).double().sign()
-    z = clean + scale * log_sigma.exp() * torch.randn_like(clean)
+    clean = torch.randn(100_000, 1).double().sign()
+    z = clean + sigma * torch.randn_like(clean)
     seen = []
 
     def constant(value: float):
-        def network(scaled: Tensor, _: Tensor) -> Tensor:
+        def network(scaled: Tensor) -> Tensor:
             seen.append(scaled)
             return torch.full_like(scaled, value)
 
-        return preconditioned_denoiser(network, z, log_sigma, scale)
+        return preconditioned_denoiser(network, z, sigma)
 
     skipped = constant(0.0)
     target = (clean - skipped) / (constant(1.0) - skipped)

@@ -248,7 +248,7 @@ def elbo(model: StateSpaceModel, x: Tensor) -> Tensor:
     window = Window(x, ones, none, none, weight=ones)
     path = model.sample_posterior(window)
     if model.training:
-        model.transition.track_scale(path)
+        model.transition.track_moments(path)
     parameters, kl = model.elbo_terms(window, path)
     mean, raw_std = parameters.unbind(-1)
     std = torch.nn.functional.softplus(raw_std)

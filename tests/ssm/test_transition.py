@@ -9,6 +9,7 @@ from torch import Tensor
 from darts_ddssm.ssm.context import History, MarkovContext, RecurrentContext
 from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.transition import (
+    DRIFT_RIDGE,
     DiffusionTransition,
     GaussianTransition,
     Transition,
@@ -59,7 +60,7 @@ def train(transition: Transition, paths: Callable[[], Tensor], steps: int) -> No
     for _ in range(steps):
         z = paths()
         path = PosteriorPath(z, z, torch.full_like(z, 0.02))
-        transition.track_scale(path)
+        transition.track_moments(path)
         kl = transition.kl(path, no_inputs(z))
         optimizer.zero_grad()
         kl.mean().backward()
@@ -84,13 +85,14 @@ def autoregression(num_rows: int, num_steps: int) -> Tensor:
 def test_gaussian_kl_is_the_closed_form_of_its_moments(order):
     transition = randomised(transition_of(GaussianTransition, 3, order))
     transition.squared_scale.copy_(float64(0.5, 2.0))
-    transition.eval()
+    transition.drift.copy_(torch.randn(4, 3))
     z, mean, std = posterior(5, 4, latent_dim=3)
 
     started = (torch.arange(4) > 0).double().view(1, 4, 1).expand(5, -1, -1)
     context = transition.context(z, no_inputs(z))
     mean_p, std_p = transition.moments(context, transition.scale(started))
-    mean_p[:, 1:] += z[:, :-1]  # persistence
+    slope, intercept = transition.drift.split([3, 1])
+    mean_p[:, 1:] += z[:, :-1] + z[:, :-1] @ slope + intercept
     terms = (std_p / std).log() + (std**2 + (mean - mean_p) ** 2) / (2 * std_p**2) - 0.5
 
     kl = transition.kl(PosteriorPath(z, mean, std), no_inputs(z))
@@ -104,7 +106,7 @@ def test_estimate_is_unbiased_in_every_layout():
     # Each step after the first depends on one latent alone: two-step windows hold it.
     rows = [torch.cat([x[:, :2], x[:, 1:]]) for x in window]
 
-    transition.track_scale(window)
+    transition.track_moments(window)
 
     @torch.no_grad()
     def estimates(parts: Sequence[Tensor], num_copies: int, **kwargs: int) -> Tensor:
@@ -148,43 +150,78 @@ def scales(transition: Transition) -> Tensor:
     return transition.scale(float64(0.0, 1.0))
 
 
-def squared_scales(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def squared_scales(transition: Transition, path: PosteriorPath) -> Tensor:
     """E[v] + E[(mu - mu_p)^2] of the first step and of all others."""
-    change = mean - torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], dim=1)
+    z, mean, std = path
+    change = mean.clone()
+    change[:, 1:] -= z[:, :-1] @ (torch.eye(1).double() + transition.drift[:-1])
+    change[:, 1:] -= transition.drift[-1]
     parts = [(change[:, :1], std[:, :1]), (change[:, 1:], std[:, 1:])]
     return torch.stack([c.square().mean() + s.square().mean() for c, s in parts])
 
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_scale_is_the_mean_of_what_was_tracked(kind):
-    transition = transition_of(kind).train()
+    transition = transition_of(kind)
     torch.manual_seed(1)
     one, other = posterior(50, 6), posterior(50, 6)
-    transition.track_scale(one)
-    torch.testing.assert_close(scales(transition) ** 2, squared_scales(*one))
-    transition.track_scale(other)
-    torch.testing.assert_close(
-        scales(transition) ** 2, (squared_scales(*one) + squared_scales(*other)) / 2
-    )
+    transition.track_moments(one)
+    expected = squared_scales(transition, one)
+    torch.testing.assert_close(scales(transition) ** 2, expected)
+    transition.track_moments(other)
+    expected = (expected + squared_scales(transition, other)) / 2
+    torch.testing.assert_close(scales(transition) ** 2, expected)
 
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_scale_follows_a_change(kind):
-    transition = transition_of(kind).train()
+    transition = transition_of(kind)
     torch.manual_seed(1)
-    z, mean, std = posterior(20, 6)
+    path = posterior(20, 6)
     for _ in range(5):
-        transition.track_scale(PosteriorPath(10 * z, 10 * mean, 10 * std))
+        transition.track_moments(PosteriorPath(*(10 * part for part in path)))
     for _ in range(1000):
-        transition.track_scale(PosteriorPath(z, mean, std))
+        transition.track_moments(path)
     torch.testing.assert_close(
-        scales(transition) ** 2, squared_scales(z, mean, std), rtol=1e-3, atol=0
+        scales(transition) ** 2, squared_scales(transition, path), rtol=1e-3, atol=0
     )
+
+
+def test_drift_is_a_ridge_regression():
+    """Of all that was tracked, whatever the first step is."""
+    transition = transition_of(DiffusionTransition, 3)
+    torch.manual_seed(1)
+    paths = []
+    for _ in range(3):
+        z = torch.randn(200, 1, 3).double() + 2
+        slope = torch.eye(3).double() - 0.3 + 0.1 * torch.randn(3, 3).double()
+        mean = torch.cat([5 + z, 1 + z @ slope], dim=1)
+        following = mean[:, 1:] + torch.randn(200, 1, 3).double()
+        paths.append(PosteriorPath(torch.cat([z, following], 1), mean, mean * 0 + 1))
+        transition.track_moments(paths[-1])
+    z, mean = torch.cat([p.z for p in paths]), torch.cat([p.mean for p in paths])
+    regressors = torch.nn.functional.pad(z[:, 0], (0, 1), value=1.0)
+    # least squares beside a pseudo-observation of no change for each regressor
+    pseudo = (DRIFT_RIDGE * regressors.square().sum(0)).sqrt().diag()
+    known = torch.cat([mean[:, 1] - z[:, 0], torch.zeros(4, 3).double()])
+    solution = torch.linalg.lstsq(torch.cat([regressors, pseudo]), known).solution
+    predicted = transition.centre(z[:, 0], torch.ones(len(z), 1).double())
+    torch.testing.assert_close(predicted, z[:, 0] + regressors @ solution)
+    first = transition.centre(torch.zeros(2, 3).double(), torch.zeros(2, 1).double())
+    assert not first.any()
+
+
+def test_drift_without_variation_is_none():
+    """Paths that stand still say nothing about it."""
+    transition = transition_of(GaussianTransition, 2)
+    still = torch.zeros(4, 3, 2).double()
+    transition.track_moments(PosteriorPath(still, still, still + 1))
+    assert not transition.drift.any()
 
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_kl_leaves_the_scale_as_it_is(kind):
-    transition = transition_of(kind).train()
+    transition = transition_of(kind)
     before = scales(transition)
     path = posterior(5, 4)
     transition.kl(path, no_inputs(path.z))
@@ -193,10 +230,10 @@ def test_kl_leaves_the_scale_as_it_is(kind):
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_one_step_windows_leave_the_scale_of_other_steps(kind):
-    transition = transition_of(kind).train()
+    transition = transition_of(kind)
     before = scales(transition)
     path = posterior(50, 1)
-    transition.track_scale(path)
+    transition.track_moments(path)
     after = scales(transition)
     torch.testing.assert_close(after[0] ** 2, (path.mean**2).mean() + (path.std**2).mean())
     torch.testing.assert_close(after[1], before[1])
@@ -206,12 +243,12 @@ def test_one_step_windows_leave_the_scale_of_other_steps(kind):
 def test_scale_is_saved_with_the_weights(kind):
     trained, fresh = transition_of(kind).train(), transition_of(kind).train()
     one, other = posterior(50, 6), posterior(50, 6)
-    trained.track_scale(one)
+    trained.track_moments(one)
     assert (scales(fresh) != scales(trained)).all()
     fresh.load_state_dict(trained.state_dict())
     # also how many values went into it: the next one counts as much in both
     for transition in (trained, fresh):
-        transition.track_scale(other)
+        transition.track_moments(other)
     torch.testing.assert_close(scales(fresh), scales(trained), rtol=0, atol=0)
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
@@ -16,7 +17,12 @@ from darts_ddssm.estimator.automatic import (
     automatic_num_updates,
     say_once,
 )
-from darts_ddssm.training.schedule import kl_weight, learning_rate_share
+from darts_ddssm.training.schedule import (
+    forecast_loss_share,
+    input_noise,
+    kl_weight,
+    learning_rate_share,
+)
 from tests.helpers import TRAINER, changed, kept, noisy_sine, state
 
 
@@ -207,10 +213,23 @@ def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
         # 63 windows in batches of 16
         model = tiny(n_epochs=None).fit(noisy_sine())
         assert model.trainer.global_step == 12 and model.epochs_trained == 3
-    said = [r for r in caplog.records if "trains for about" in r.message]
+    message = "trains for 3 epochs, about 12 updates"
+    said = [r for r in caplog.records if message in r.message]
     assert [record.levelname for record in said] == ["WARNING"]
     assert model.predict(2, num_samples=3).n_samples == 3
     model = tiny({"max_steps": 17}, n_epochs=None).fit(noisy_sine())
     assert model.trainer.global_step == 17
     model = tiny({"max_time": {"seconds": 2}}, n_epochs=None).fit(noisy_sine())
     assert model.trainer.max_epochs > 1000 and model.predict(2).n_timesteps == 2
+
+
+def test_forecasts_are_trained_now_and_then_with_a_weight_to_match():
+    shares = [forecast_loss_share(i) for i in range(400)]
+    assert np.mean(shares) == 1.0
+    assert 0 < np.count_nonzero(shares) < 200
+
+
+def test_noise_on_the_input_falls_to_none():
+    levels = [input_noise(share) for share in np.linspace(0, 1, 101)]
+    assert 0.1 < levels[0] < 0.5
+    assert (np.diff(levels) <= 0).all() and levels[-10:] == [0.0] * 10

@@ -1,0 +1,109 @@
+"""
+What a training update minimises, and by what validation chooses.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+import torch
+from torch import Tensor
+
+from darts_ddssm.series.forecast_loss import forecast_loss
+from darts_ddssm.series.masking import mask_randomly, num_masked_rows
+from darts_ddssm.series.model import SeriesModel
+from darts_ddssm.ssm.window import Window
+
+# Steps of all windows whose KL makes a steady estimate for a batch. Training evaluates no
+# more of them, and validation, where a comparison should not be left to chance, no fewer.
+KL_ROWS = 2048
+
+# The most windows whose forecasts are trained in an update, and the samples of all. A
+# roll-out is a long row of small operations, which cost about the same for fewer paths.
+FORECAST_WINDOWS, FORECAST_PATHS = 64, 128
+# Samples of all windows of a batch in validation, and the least and the most of one window.
+VALIDATION_PATHS = 512
+MIN_VALIDATION_SAMPLES, MAX_VALIDATION_SAMPLES = 4, 32
+# Network evaluations for each state of these forecasts.
+FORECAST_SOLVER_STEPS = 7
+
+
+def training_loss(
+    model: SeriesModel,
+    window: Window,
+    kl_weight: float,
+    forecast_weight: float,
+    gap_augmentation: float,
+    input_noise: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of training windows, and the negative ELBO that is a part of it.
+
+    It is called once an update: the transition tracks the moments of the latents.
+
+    Parameters
+    ----------
+    model
+        The model that is trained.
+    window
+        Training windows, B of I + G + n steps.
+    kl_weight
+        Weight of the KL in the negative ELBO.
+    forecast_weight
+        Weight of the loss of forecasts of several steps, which take no time where it is 0.
+    gap_augmentation
+        Share of the windows with randomly masked values, from which the encoder alone
+        learns.
+    input_noise
+        Standard deviation of the noise that is added to what the encoder sees, in units of
+        normalised values. What the latents must explain is free of it, so that copying the
+        data, noise and all, explains less than the dynamics do.
+    """
+    normalised = model.normalise(window)
+    num_masked = num_masked_rows(gap_augmentation, len(window.x))
+    masked = normalised._replace(window=mask_randomly(normalised.window, num_masked))
+    x = masked.window.x
+    noisy = masked.window._replace(x=x + input_noise * torch.randn_like(x))
+    posterior = model.posterior(masked._replace(window=noisy))
+    transition = model.ssm.transition
+    # a transition that the user has frozen keeps its moments
+    if any(p.requires_grad for p in transition.parameters()):
+        transition.track_moments(posterior.path.rows(slice(num_masked, None)))
+    negative_elbo = model.negative_elbo(
+        masked, posterior, kl_weight, num_encoder_rows=num_masked, max_rows=KL_ROWS
+    )
+    if forecast_weight == 0:
+        return negative_elbo, negative_elbo
+    num_windows = min(len(window.x), FORECAST_WINDOWS)
+    num_samples = max(FORECAST_PATHS // num_windows, 2)
+    crps = forecast_loss(
+        model, normalised, num_samples, FORECAST_SOLVER_STEPS, max_windows=num_windows
+    )
+    return negative_elbo + forecast_weight * crps, negative_elbo
+
+
+def validation_score(
+    model: SeriesModel, window: Window, has_forecast_loss: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the score of windows, and the negative ELBO if that is another one.
+
+    The score is the loss of forecasts or, where there is none, the negative ELBO.
+
+    Parameters
+    ----------
+    model
+        The model, with averaged weights.
+    window
+        Windows of the validation set, B of I + G + n steps.
+    has_forecast_loss
+        Whether forecasts of several steps are trained.
+    """
+    normalised = model.normalise(window)
+    posterior = model.posterior(normalised)
+    num_rows = posterior.path.z.shape[:2].numel()
+    negative_elbo = model.negative_elbo(
+        normalised, posterior, num_draws=max(KL_ROWS // num_rows, 1)
+    )
+    if not has_forecast_loss:
+        return negative_elbo, None
+    num_samples = VALIDATION_PATHS // len(window.x)
+    num_samples = min(max(num_samples, MIN_VALIDATION_SAMPLES), MAX_VALIDATION_SAMPLES)
+    crps = forecast_loss(model, normalised, num_samples, FORECAST_SOLVER_STEPS)
+    return crps, negative_elbo
