@@ -2,8 +2,8 @@ r"""
 The latent transition p_psi(z_t | z_{t-j:t-1}, u_t), diffusion or Gaussian.
 
 Both work in coordinates centred on a linear prediction of the latent,
-:math:`z_t - z_{t-1} - A z_{t-1} - b`, and on zero at the first step: a shift changes
-neither a noise level nor a difference of scores. The *drift* :math:`(A, b)` is that of a
+:math:`z_t - z_{t-1} - W z_{t-1} - b`, and on zero at the first step: a shift changes
+neither a noise level nor a difference of scores. The *drift* :math:`(W, b)` is that of a
 ridge regression along the paths of the posterior, tracked as the scale is, and the
 networks learn what is left. The change that they make is bounded. Far from the data the
 drift therefore has the last word, and leads a long forecast back.
@@ -120,7 +120,7 @@ class Transition(nn.Module, ABC):
         self.register_buffer("squared_scale", torch.ones(2))
         self.register_buffer("num_updates", torch.zeros(()))
         # of (z_{t-1}, 1) with itself and with z_t - z_{t-1}: second moments, and the
-        # coefficients (A, b) of the linear prediction
+        # coefficients (W, b) of the linear prediction
         size = context.latent_dim
         self.register_buffer("squares", torch.zeros(size + 1, size + 1))
         self.register_buffer("products", torch.zeros(size + 1, size))
@@ -151,7 +151,7 @@ class Transition(nn.Module, ABC):
 
     @torch.no_grad()
     def track_moments(self, path: PosteriorPath) -> None:
-        """Update the drift (A, b) and sigma_d from paths of the posterior.
+        """Update the drift (W, b) and sigma_d from paths of the posterior.
 
         The scale is that of E[v] + E[(mu - mu_p)^2], with mu_p the linear prediction. The
         square is about zero, where the preconditioned denoiser starts, and not about the

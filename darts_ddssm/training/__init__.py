@@ -1,6 +1,7 @@
 """
-Training with Lightning: schedules, averaged weights and the Lightning module.
+Training with Lightning: losses, schedules, averaged weights and the Lightning module.
 
+- ``losses``: what an update minimises, and by what validation chooses;
 - ``schedule``: what changes in the course of training;
 - ``weight_averaging``: the average of the weights that forecasts use;
 - ``lightning_module``: darts' module, which trains a
