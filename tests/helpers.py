@@ -59,6 +59,14 @@ def same(one: TimeSeries, other: TimeSeries) -> bool:
     return np.array_equal(one.all_values(), other.all_values())
 
 
+def close(one: TimeSeries, other: TimeSeries) -> bool:
+    """Tell whether two series have the same samples, to rounding.
+
+    The sums of loaded weights, which lie elsewhere in memory, may be made in another order.
+    """
+    return np.allclose(one.all_values(), other.all_values(), rtol=1e-5, atol=1e-6)
+
+
 def stack(series: list[TimeSeries]) -> np.ndarray:
     """Values of series of one length in double precision, (N, T, C)."""
     return np.stack([s.values() for s in series]).astype(np.float64)
