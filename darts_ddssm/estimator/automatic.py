@@ -18,6 +18,9 @@ NUM_PATCHES = 12
 # the most. In between their number rises with the square root of the windows.
 MIN_UPDATES, FEW_WINDOWS, MAX_UPDATES = 600, 300, 5000
 
+# Noise on the input above which the number of updates falls with it, to this share.
+LONG_TRAINING_NOISE, MIN_SHARE_OF_UPDATES = 0.45, 1 / 3
+
 # Peak of the learning rate with few windows, and with many. With few, a high rate soon
 # knows them by heart.
 MIN_LEARNING_RATE, MAX_LEARNING_RATE, MANY_WINDOWS = 2e-3, 5e-3, 625
@@ -50,22 +53,36 @@ def automatic_patch_length(window_length: int, output_length: int) -> int:
     return math.ceil(output_length / num_after)
 
 
-def automatic_num_updates(num_windows: int) -> int:
-    """Return the number of updates of a training on so many windows, in hundreds."""
+def automatic_num_updates(num_windows: int, input_noise: float) -> int:
+    """Return the number of updates of a training, in hundreds.
+
+    Parameters
+    ----------
+    num_windows
+        Windows of the training set.
+    input_noise
+        Standard deviation of the noise on the input. Where much suits the series, there is
+        little to learn, and a long training learns the windows by heart nevertheless.
+    """
     updates = MIN_UPDATES * math.sqrt(num_windows / FEW_WINDOWS)
-    return 100 * round(min(max(updates, MIN_UPDATES), MAX_UPDATES) / 100)
+    updates = min(max(updates, MIN_UPDATES), MAX_UPDATES)
+    share = LONG_TRAINING_NOISE / max(input_noise, LONG_TRAINING_NOISE)
+    return 100 * round(updates * max(share, MIN_SHARE_OF_UPDATES) / 100)
 
 
-def automatic_n_epochs(num_windows: int, batch_size: int) -> int:
+def automatic_n_epochs(num_windows: int, batch_size: int, input_noise: float) -> int:
     """Return the number of epochs that make about as many updates, at least one.
 
     Parameters
     ----------
     num_windows, batch_size
         Windows of the training set and of one update.
+    input_noise
+        As for :func:`automatic_num_updates`.
     """
     num_batches = math.ceil(num_windows / batch_size)
-    return max(round(automatic_num_updates(num_windows) / num_batches), 1)
+    updates = automatic_num_updates(num_windows, input_noise)
+    return max(round(updates / num_batches), 1)
 
 
 def automatic_learning_rate(num_windows: int) -> float:

@@ -4,15 +4,15 @@ Scales taken from a training set, and whether each window is better scaled by it
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from darts import TimeSeries
 from darts.utils.data import TorchTrainingDataset
-from torch import Tensor
 from torch.distributions import Normal, StudentT
 
+from darts_ddssm.estimator.windows import NUM_WINDOWS, moments, windows_of
 from darts_ddssm.series.scaling import (
     ROUNDING_ERRORS,
     InstanceFloor,
@@ -20,9 +20,6 @@ from darts_ddssm.series.scaling import (
     TrainingScales,
     is_constant,
 )
-
-# Windows, evenly spaced over all series, that anything is taken from.
-NUM_WINDOWS = 1000
 
 # What a scale of each window must gain to be no accident, in nats per value.
 MIN_GAIN = 0.1
@@ -70,7 +67,7 @@ def _scale(values: np.ndarray, is_covariate: bool) -> Scale:
     least_share = ROUNDING_ERRORS * np.finfo(values.dtype).eps
     # squares of float32 may overflow
     x = torch.from_numpy(values.astype(np.float64))
-    mean, std, count = _moments(x)
+    mean, std, count = moments(x)
     # where nothing is observed they are NaN
     shift, spread = (torch.where(count > 0, part, 0.0) for part in (mean, std))
     magnitude = x.abs().nan_to_num().amax(0)
@@ -104,9 +101,9 @@ def instance_floor(
         The scale of the training set, for where no chunk varies.
     """
     spreads, ratios = [], []
-    for _, chunks in _windows(series, input_length):
+    for windows in windows_of(series, input_length):
         # (T, N, C) -> (N, C)
-        mean, std, _ = _moments(chunks)
+        mean, std, _ = moments(windows.x)
         level = mean.hypot(std)
         std = torch.where(is_constant(level, std), torch.nan, std)
         spreads.append(std.nanquantile(FLOOR_QUANTILE, dim=0))
@@ -147,16 +144,17 @@ def prefers_instance_scale(
         Least spread of an input chunk.
     """
     length = input_length + gap + output_length
-    parts = list(_windows([one for one in series if len(one) >= length + 2], length, 2 / 3))
+    longer = [one for one in series if len(one) >= length + 2]
+    parts = list(windows_of(longer, length, first_share=2 / 3))
     if not parts:
         return False
-    mean, std, _ = _moments(torch.cat([known for known, _ in parts]))
+    mean, std, _ = moments(torch.cat([part.before for part in parts]))
     # constant components say nothing
     std = torch.where(std > 0, std, torch.nan)
     by_training_set = Normal(mean, std, validate_args=False)
     gains = []
-    for _, windows in parts:
-        own_mean, own_std, count = _moments(windows[:input_length])
+    for _, windows, _ in parts:
+        own_mean, own_std, count = moments(windows[:input_length])
         least = floor.apply(own_mean, own_std)
         has_scale, own_std = own_std >= least, least
         # one value alone has no spread
@@ -164,7 +162,7 @@ def prefers_instance_scale(
         count = count.clamp(min=2)
         own_std = own_std * ((count + 1) / (count - 1)).sqrt()
         by_input = StudentT(count - 1, own_mean, own_std, validate_args=False)
-        whole_mean, whole_std, _ = _moments(windows)
+        whole_mean, whole_std, _ = moments(windows)
         constant = is_constant(whole_mean.abs(), whole_std)
         ahead = torch.where(constant, torch.nan, windows[-output_length:])
         gain = by_input.log_prob(ahead) - by_training_set.log_prob(ahead)
@@ -172,39 +170,3 @@ def prefers_instance_scale(
         gains.append(torch.where(has_scale, gain, gain.clamp(max=0.0)))
     # (n, N, C) of each series
     return torch.cat([gain.flatten() for gain in gains]).nanmean().item() > MIN_GAIN
-
-
-def _windows(
-    series: Sequence[TimeSeries], length: int, first_share: float = 0.0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield some windows of each series, (T, N, C), and the values that come before.
-
-    These are known before any of the windows ends, (M, C).
-
-    Parameters
-    ----------
-    series
-        The series; those without a window are left out.
-    length
-        Steps of a window.
-    first_share
-        Share of the windows that is left out at the start of each series.
-    """
-    num_windows = max(NUM_WINDOWS // max(len(series), 1), 1)
-    for one in series:
-        last = len(one) - length
-        if last < 0:
-            continue
-        # (T, C, samples) -> (T, C)
-        path = torch.from_numpy(one.all_values(copy=False).astype(np.float64).mean(-1))
-        first = int(first_share * (last + 1))
-        starts = np.unique(np.linspace(first, last, num_windows).astype(int))
-        windows = torch.stack([path[start : start + length] for start in starts], 1)
-        yield path[: first + length - 1], windows
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, standard deviation and number of the observed values along the first axis."""
-    count = (~x.isnan()).sum(0)
-    mean = x.nanmean(0)
-    return mean, (x - mean).square().nanmean(0).sqrt(), count

@@ -33,6 +33,7 @@ def forecast_loss(
     num_samples: int,
     num_solver_steps: int,
     max_windows: int | None = None,
+    input_noise: float = 0.0,
 ) -> Tensor:
     """Mean CRPS of forecasts of the output chunk, a scalar in units of normalised values.
 
@@ -50,13 +51,15 @@ def forecast_loss(
         Number of network evaluations for each state of a diffusion transition.
     max_windows
         The most windows that are forecast, a random choice of them. ``None`` for all.
+    input_noise
+        Standard deviation of the noise that is added to what the encoder sees.
     """
     window, n = normalised.window, model.output_chunk_length
     if max_windows is not None:
         rows = torch.randperm(len(window.x), device=window.x.device)[:max_windows]
         window = window.map(lambda x: x[rows])
     cut = model.training_patches
-    patches = cut.fold_window(window)
+    patches = cut.fold_window(window.with_noise(input_noise))
     past = patches.map(lambda x: x[:, : cut.before])
     ahead = patches.map(lambda x: x[:, cut.before :])
     with torch.no_grad():

@@ -175,10 +175,22 @@ class SeriesModel:
 
     # --- the ELBO ---------------------------------------------------------------------
 
-    def posterior(self, normalised: NormalisedWindow) -> Posterior:
-        """Draw a path of the states of each series of a training batch."""
-        patches = self.training_patches.fold_window(normalised.window)
-        return Posterior(patches, self.ssm.sample_posterior(patches))
+    def posterior(
+        self, normalised: NormalisedWindow, input_noise: float = 0.0
+    ) -> Posterior:
+        """Draw a path of the states of each series of a training batch.
+
+        Parameters
+        ----------
+        normalised
+            The windows.
+        input_noise
+            Standard deviation of the noise that is added to what the encoder sees.
+        """
+        fold = self.training_patches.fold_window
+        window = normalised.window
+        path = self.ssm.sample_posterior(fold(window.with_noise(input_noise)))
+        return Posterior(fold(window), path)
 
     def negative_elbo(
         self,

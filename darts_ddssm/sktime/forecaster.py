@@ -102,6 +102,9 @@ class DDSSMForecaster(BaseForecaster):
         Weight of the forecast loss in the training loss.
     gap_augmentation
         Share of the windows of each training batch in which values are masked at random.
+    input_noise
+        Standard deviation of the noise that is added to what the encoder sees in training,
+        in normalised units. ``None`` to choose it by cross-validation.
     patch_length
         Number of time steps that share one latent state. ``None`` for 1 in windows of up
         to 48 steps, and for about twelve states in longer ones.
@@ -206,6 +209,7 @@ class DDSSMForecaster(BaseForecaster):
         peak_kl_weight: float = 1.0,
         overshooting_weight: float = 1.0,
         gap_augmentation: float = 0.25,
+        input_noise: float | None = None,
         patch_length: int | None = None,
         likelihood: TorchLikelihood | None = None,
         use_reversible_instance_norm: bool | dict | None = None,
@@ -232,6 +236,7 @@ class DDSSMForecaster(BaseForecaster):
         # of forecasters that earlier versions pickled
         if "gap_practice" in state:
             state["gap_augmentation"] = state.pop("gap_practice")
+        state.setdefault("input_noise", None)
         self.__dict__.update(state)
 
     @property

@@ -41,6 +41,12 @@ class Window(NamedTuple):
         """Return the window of what a function makes of each part."""
         return Window(*(function(part) for part in self))
 
+    def with_noise(self, std: float) -> "Window":
+        """Return the window with Gaussian noise of a standard deviation on ``x``."""
+        if std == 0:
+            return self
+        return self._replace(x=self.x + std * torch.randn_like(self.x))
+
     @property
     def transition_inputs(self) -> Tensor:
         """All inputs of the transition at each step, (B, T, U + P)."""

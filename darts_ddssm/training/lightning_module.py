@@ -128,8 +128,8 @@ class _DDSSMModule(PLForecastingModule):
         # its name in models that earlier versions saved
         gap_augmentation = kwargs.pop("gap_practice", gap_augmentation)
         decided = use_reversible_instance_norm is not None
-        # set before each training, by the number of its windows
-        self.peak_learning_rate = 1e-3
+        # set before each training, by its windows
+        self.peak_learning_rate, self.input_noise = 1e-3, 0.0
         self.has_own_recipe = not any(kwargs.get(name) for name in OPTIMIZER_ARGUMENTS)
         of_ssm = arguments_of(StateSpaceModel, kwargs)
         super().__init__(
@@ -187,7 +187,7 @@ class _DDSSMModule(PLForecastingModule):
             likelihood=self.likelihood,
             scales=self.scales,
             instance_norm=self.rin if self.by_instance else None,
-            instance_floor=self._floor,
+            instance_floor=self.instance_floor,
             patch_length=self.patch_length,
             input_chunk_length=self.input_chunk_length,
             output_chunk_shift=self.output_chunk_shift,
@@ -205,8 +205,14 @@ class _DDSSMModule(PLForecastingModule):
         )
 
     @property
-    def _floor(self) -> InstanceFloor:
+    def instance_floor(self) -> InstanceFloor:
+        """What an input chunk is divided by at least."""
         return InstanceFloor(self.floor_spread, self.floor_ratio)
+
+    @property
+    def all_scales(self) -> tuple[TrainingScales, InstanceFloor, bool]:
+        """What :meth:`set_scales` sets."""
+        return self.scales, self.instance_floor, bool(self.by_instance)
 
     def set_scales(
         self, scales: TrainingScales, floor: InstanceFloor, by_instance: bool
@@ -223,7 +229,9 @@ class _DDSSMModule(PLForecastingModule):
             Whether each window is normalised by its input chunk. It has no effect where
             the user has decided that.
         """
-        for own, new in zip((*self.scales, self._floor), (*scales, floor), strict=True):
+        for own, new in zip(
+            (*self.scales, self.instance_floor), (*scales, floor), strict=True
+        ):
             for part, value in zip(own, new, strict=True):
                 part.copy_(value)
         if self.decides_scale:
@@ -345,7 +353,7 @@ class _DDSSMModule(PLForecastingModule):
             self._kl_weight,
             forecast_weight,
             self.gap_augmentation,
-            input_noise(self.progress.item()),
+            input_noise(self.progress.item(), self.input_noise),
         )
         if not self._all_finite(loss):
             raise_log(

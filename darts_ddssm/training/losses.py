@@ -4,7 +4,6 @@ What a training update minimises, and by what validation chooses.
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
-import torch
 from torch import Tensor
 
 from darts_ddssm.series.forecast_loss import forecast_loss
@@ -59,9 +58,7 @@ def training_loss(
     normalised = model.normalise(window)
     num_masked = num_masked_rows(gap_augmentation, len(window.x))
     masked = normalised._replace(window=mask_randomly(normalised.window, num_masked))
-    x = masked.window.x
-    noisy = masked.window._replace(x=x + input_noise * torch.randn_like(x))
-    posterior = model.posterior(masked._replace(window=noisy))
+    posterior = model.posterior(masked, input_noise)
     transition = model.ssm.transition
     # a transition that the user has frozen keeps its moments
     if any(p.requires_grad for p in transition.parameters()):
@@ -74,7 +71,7 @@ def training_loss(
     num_windows = min(len(window.x), FORECAST_WINDOWS)
     num_samples = max(FORECAST_PATHS // num_windows, 2)
     crps = forecast_loss(
-        model, normalised, num_samples, FORECAST_SOLVER_STEPS, max_windows=num_windows
+        model, normalised, num_samples, FORECAST_SOLVER_STEPS, num_windows, input_noise
     )
     return negative_elbo + forecast_weight * crps, negative_elbo
 

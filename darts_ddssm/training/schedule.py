@@ -20,9 +20,10 @@ Kind = TypeVar("Kind", bound=Callback)
 KL_WEIGHT_START = 0.05
 KL_WEIGHT_SHARES = (0.2, 0.4, 0.5, 0.7, 0.9)
 
-# Standard deviation of the noise on the encoder's input at the start of the training, in
-# units of normalised values, and the share of the training after which there is none.
-INPUT_NOISE, INPUT_NOISE_END = 0.2, 0.8
+# The noise on the encoder's input, in units of normalised values, falls from so much to
+# nothing over this share of the training. It never falls below the level that is chosen,
+# and after that share there is none.
+INPUT_NOISE_START, INPUT_NOISE_END = 0.2, 0.8
 
 # Share of the training after which forecasts of several steps are trained too.
 FORECAST_LOSS_START = 0.3
@@ -95,12 +96,16 @@ def forecast_loss_share(num_updates: int) -> int:
     return FORECAST_LOSS_PERIOD * (num_updates % FORECAST_LOSS_PERIOD == 0)
 
 
-def input_noise(progress: float) -> float:
+def input_noise(progress: float, level: float) -> float:
     """Standard deviation of the noise on what the encoder sees, of normalised values.
 
     Parameters
     ----------
     progress
         Share of the training that is done.
+    level
+        The least standard deviation while there is noise; 0 for none at all.
     """
-    return INPUT_NOISE * max(1 - progress / INPUT_NOISE_END, 0.0)
+    if level == 0 or progress >= INPUT_NOISE_END:
+        return 0.0
+    return max(INPUT_NOISE_START * (1 - progress / INPUT_NOISE_END), level)

@@ -187,27 +187,34 @@ def test_training_that_is_extended_has_a_schedule_of_its_own(tiny):
 )
 def test_automatic_number_of_epochs_makes_as_many_updates(num_windows, batch_size):
     num_batches = math.ceil(num_windows / batch_size)
-    updates = automatic_n_epochs(num_windows, batch_size) * num_batches
-    assert abs(updates - automatic_num_updates(num_windows)) <= num_batches / 2
+    updates = automatic_n_epochs(num_windows, batch_size, 0.1) * num_batches
+    expected = automatic_num_updates(num_windows, 0.1)
+    assert abs(updates - expected) <= num_batches / 2
 
 
 def test_more_windows_take_more_updates_and_a_higher_rate():
     """Between bounds."""
-    numbers = [automatic_num_updates(n) for n in (1, 100, 300, 1200, 10_000, 10**7)]
+    numbers = [automatic_num_updates(n, 0.1) for n in (1, 100, 300, 1200, 10_000, 10**7)]
     assert numbers == [600, 600, 600, 1200, 3500, 5000]
     rates = [automatic_learning_rate(n) for n in (1, 100, 300, 1000, 10**7)]
     assert rates == sorted(rates)
     assert (rates[0], rates[-1]) == (MIN_LEARNING_RATE, MAX_LEARNING_RATE)
 
 
+def test_little_to_learn_takes_fewer_updates():
+    """Where much noise on the input suits the series; between bounds."""
+    numbers = [automatic_num_updates(100, noise) for noise in (0.0, 0.45, 0.7, 1.0, 2.0)]
+    assert numbers == [600, 600, 400, 300, 200]
+
+
 def test_automatic_number_of_epochs_is_one_at_least():
-    assert automatic_n_epochs(10**6, 32) == 1
+    assert automatic_n_epochs(10**6, 32, 0.1) == 1
 
 
 def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
     """About so many updates, said once; or until the trainer ends it."""
     short = "darts_ddssm.estimator.automatic.automatic_num_updates"
-    monkeypatch.setattr(short, lambda num_windows: 13)
+    monkeypatch.setattr(short, lambda num_windows, input_noise: 13)
     say_once.cache_clear()
     for _ in range(2):
         # 63 windows in batches of 16
@@ -229,7 +236,10 @@ def test_forecasts_are_trained_now_and_then_with_a_weight_to_match():
     assert 0 < np.count_nonzero(shares) < 200
 
 
-def test_noise_on_the_input_falls_to_none():
-    levels = [input_noise(share) for share in np.linspace(0, 1, 101)]
-    assert 0.1 < levels[0] < 0.5
-    assert (np.diff(levels) <= 0).all() and levels[-10:] == [0.0] * 10
+@pytest.mark.parametrize("level", (0.05, 0.5))
+def test_noise_on_the_input_ends_before_training_does(level):
+    levels = [input_noise(share, level) for share in np.linspace(0, 1, 101)]
+    assert levels[0] == max(level, 0.2)
+    assert (np.diff(levels) <= 0).all()
+    assert min(levels[:80]) >= level and levels[-10:] == [0.0] * 10
+    assert input_noise(0.1, level=0.0) == 0.0

@@ -1,0 +1,170 @@
+r"""
+How much noise is added to the input of the encoder in training, by cross-validation.
+
+A training set of a few series has few windows that differ, and a network soon knows them
+by heart: its forecasts become too sure of themselves. Noise on the input keeps it from
+telling them apart. For a linear forecast, noise of standard deviation :math:`\tau` on N
+windows is a ridge penalty of :math:`N \tau^2` [1]_. Which penalty suits a series can then
+be computed in closed form: next to none for a series that repeats itself exactly, a high
+one where the past hardly tells what follows.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+
+References
+----------
+.. [1] C. Bishop, "Training with Noise is Equivalent to Tikhonov Regularization",
+       Neural Computation 7, 1995.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from darts import TimeSeries
+from torch import Tensor
+
+from darts_ddssm.estimator.windows import moments, windows_of
+from darts_ddssm.series.scaling import InstanceFloor, Scale
+
+# Standard deviations to choose from, in units of normalised values.
+NOISE_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.0)
+
+# What is taken where there are too few windows to choose by.
+DEFAULT_NOISE = 0.45
+
+# Of all levels whose error is within this share of the least one the highest is taken.
+TOLERANCE = 0.005
+
+# Each of so many parts of the series is forecast from the others.
+NUM_FOLDS = 5
+
+# The most windows that are compared, and the most values of an input chunk that a linear
+# forecast sees, the last ones.
+MAX_WINDOWS, MAX_INPUTS = 4000, 512
+
+# Up to so many training windows the level is the chosen one. More windows have the same
+# penalty: the level falls with the root of their number.
+FEW_WINDOWS = 100
+
+
+def automatic_input_noise(
+    series: Sequence[TimeSeries],
+    input_length: int,
+    gap: int,
+    output_length: int,
+    num_windows: int,
+    scale: Scale,
+    floor: InstanceFloor | None,
+) -> float:
+    """Return the level of noise whose ridge penalty forecasts the training series best.
+
+    Each component is forecast linearly from its own input chunk, by the same weights for
+    all components and series. A part of all series is held out at a time. Windows whose
+    output chunk overlaps those of that part are left out.
+
+    Parameters
+    ----------
+    series
+        The training series. Gaps are filled by interpolation.
+    input_length, gap, output_length
+        Steps of the input chunk, between the chunks, and of the output chunk.
+    num_windows
+        Number of windows of the training set.
+    scale
+        The scale of the training set.
+    floor
+        The least spread of an input chunk, if each window is normalised by its own.
+
+    Returns
+    -------
+    float
+        Standard deviation of the noise, in units of normalised values.
+    """
+    length = input_length + gap + output_length
+    shift, spread = scale
+    inputs, outputs, trains, helds = [], [], [], []
+    for windows in windows_of([_filled(one) for one in series], length, 0.0, MAX_WINDOWS):
+        past, ahead = windows.x[:input_length], windows.x[-output_length:]
+        if floor is not None:
+            shift, spread, _ = moments(past)
+            spread = floor.apply(shift, spread)
+        # (T, N, C) -> (N, C, T)
+        normalised = [((x - shift) / spread).movedim(0, -1) for x in (past, ahead)]
+        train, held = _folds(windows.starts, output_length)
+        inputs.append(normalised[0][..., -MAX_INPUTS:])
+        outputs.append(normalised[1])
+        trains.append(train)
+        helds.append(held)
+    if not inputs:
+        return DEFAULT_NOISE
+    x, y = torch.cat(inputs), torch.cat(outputs)
+    errors = [
+        _errors(x[train], y[train], x[held], y[held])
+        for train, held in zip(torch.cat(trains, 1), torch.cat(helds, 1), strict=True)
+        if train.any() and held.any()
+    ]
+    error = torch.stack(errors).mean(0) if errors else torch.full((1,), torch.nan)
+    if not error.isfinite().all():
+        return DEFAULT_NOISE
+    best = int((error <= error.min() + TOLERANCE).nonzero().max())
+    return NOISE_LEVELS[best] * min(FEW_WINDOWS / num_windows, 1.0) ** 0.5
+
+
+def _filled(series: TimeSeries) -> TimeSeries:
+    """Fill the gaps of a series by interpolation, 0 where it has no value at all."""
+    values = series.all_values(copy=False).mean(-1)
+    if not np.isnan(values).any():
+        return series
+    filled = pd.DataFrame(values).interpolate(limit_direction="both").fillna(0.0)
+    return TimeSeries.from_values(filled.to_numpy())
+
+
+def _folds(starts: Tensor, output_length: int) -> tuple[Tensor, Tensor]:
+    """Split the windows of a series by their starts, (N,).
+
+    Returns
+    -------
+    train, held
+        Whether a window is trained on, or held out, in each fold, (folds, N).
+    """
+    # the same share of each series is held out at a time
+    fold = (NUM_FOLDS * torch.arange(len(starts))) // len(starts)
+    held = fold == torch.arange(NUM_FOLDS).unsqueeze(-1)
+    train = torch.empty_like(held)
+    for i in range(NUM_FOLDS):
+        own = starts[held[i]]
+        if len(own) == 0:
+            train[i] = True
+            continue
+        first, last = own.min() - output_length, own.max() + output_length
+        train[i] = (starts <= first) | (starts >= last)
+    return train, held
+
+
+def _errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tensor:
+    """Error of a ridge regression under the penalty of each level.
+
+    It is the logarithm of the mean absolute error, averaged over the steps of the output
+    chunk: each step counts the same, however uncertain it is.
+
+    Parameters
+    ----------
+    x, y
+        Inputs and outputs that are trained on, (N, C, I) and (N, C, n).
+    x_held, y_held
+        Inputs and outputs that are held out.
+    """
+    # (N, C, T) -> (N * C, T)
+    x, y, x_held, y_held = (part.flatten(0, 1) for part in (x, y, x_held, y_held))
+    centre_x, centre_y = x.mean(0), y.mean(0)
+    x, y = x - centre_x, y - centre_y
+    # one decomposition for the penalties of all levels
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    products = vectors.T @ (x.T @ y)
+    projected = (x_held - centre_x) @ vectors
+    errors = []
+    for level in NOISE_LEVELS:
+        shrunk = products / (values.clamp(min=0.0) + len(x) * level**2).unsqueeze(-1)
+        errors.append((projected @ shrunk + centre_y - y_held).abs().mean(0).log().mean())
+    return torch.stack(errors)

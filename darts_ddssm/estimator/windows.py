@@ -1,0 +1,73 @@
+"""
+Windows of training series, for what is decided before a training starts.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from darts import TimeSeries
+from torch import Tensor
+
+# Windows, evenly spaced over all series, that anything is taken from.
+NUM_WINDOWS = 1000
+
+
+class Windows(NamedTuple):
+    """Some windows of a series.
+
+    Attributes
+    ----------
+    before
+        The values that are known before any of the windows ends, (M, C).
+    x
+        The windows, (T, N, C).
+    starts
+        Where they start in the series, (N,).
+    """
+
+    before: Tensor
+    x: Tensor
+    starts: Tensor
+
+
+def windows_of(
+    series: Sequence[TimeSeries],
+    length: int,
+    first_share: float = 0.0,
+    max_windows: int = NUM_WINDOWS,
+) -> Iterator[Windows]:
+    """Yield evenly spaced windows of each series, in double precision.
+
+    Parameters
+    ----------
+    series
+        The series; those without a window are left out.
+    length
+        Steps of a window.
+    first_share
+        Share of the windows that is left out at the start of each series.
+    max_windows
+        The most windows of all series, but at least one of each.
+    """
+    num_windows = max(max_windows // max(len(series), 1), 1)
+    for one in series:
+        last = len(one) - length
+        if last < 0:
+            continue
+        # (T, C, samples) -> (T, C)
+        path = torch.from_numpy(one.all_values(copy=False).astype(np.float64).mean(-1))
+        first = int(first_share * (last + 1))
+        starts = np.unique(np.linspace(first, last, num_windows).astype(int))
+        x = torch.stack([path[start : start + length] for start in starts], 1)
+        yield Windows(path[: first + length - 1], x, torch.from_numpy(starts))
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and number of the observed values along the first axis."""
+    count = (~x.isnan()).sum(0)
+    mean = x.nanmean(0)
+    return mean, (x - mean).square().nanmean(0).sqrt(), count

@@ -1,0 +1,121 @@
+"""The noise on the encoder's input that a training set asks for."""
+
+import numpy as np
+import pytest
+import torch
+from darts import TimeSeries
+from sklearn.linear_model import Ridge
+
+from darts_ddssm.estimator.automatic import say_once
+from darts_ddssm.estimator.input_noise import (
+    DEFAULT_NOISE,
+    NOISE_LEVELS,
+    _errors,
+    _folds,
+    automatic_input_noise,
+)
+from darts_ddssm.estimator.scales import instance_floor
+from darts_ddssm.series.scaling import Scale
+from tests.helpers import noisy_sine, same, with_gaps
+
+
+def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:
+    """What is chosen for forecasts of 12 steps from 24, in the units of all series."""
+    values = np.concatenate([one.values() for one in series])
+    scale = Scale(*map(torch.tensor, (np.nanmean(values, 0), np.nanstd(values, 0))))
+    floor = instance_floor(series, 24, scale) if by_instance else None
+    return automatic_input_noise(series, 24, 0, 12, num_windows, scale, floor)
+
+
+def white_noise(length: int = 200, seed: int = 0) -> TimeSeries:
+    values = np.random.default_rng(seed).standard_normal((length, 1))
+    return TimeSeries.from_values(values)
+
+
+def repeated(length: int = 120) -> TimeSeries:
+    """The same twelve values again and again."""
+    values = np.random.default_rng(0).standard_normal(12)
+    return TimeSeries.from_values(np.resize(values, length))
+
+
+def test_noise_is_that_of_the_best_ridge_regression():
+    """Errors are those of scikit-learn's ridge regression with N noise^2 as penalty."""
+    rng = np.random.default_rng(0)
+    x, held = rng.standard_normal((2, 30, 2, 5))
+    weights = rng.standard_normal((5, 3))
+    y, y_held = (part @ weights + rng.standard_normal((30, 2, 3)) for part in (x, held))
+    errors = _errors(*map(torch.from_numpy, (x, y, held, y_held)))
+    for noise, error in zip(NOISE_LEVELS, errors, strict=True):
+        ridge = Ridge(alpha=60 * noise**2).fit(x.reshape(60, 5), y.reshape(60, 3))
+        residuals = ridge.predict(held.reshape(60, 5)) - y_held.reshape(60, 3)
+        expected = np.log(np.abs(residuals).mean(0)).mean()
+        assert error.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_that_is_held_out_is_trained_on():
+    starts = torch.arange(0, 100, 3)
+    train, held = _folds(starts, output_length=12)
+    assert torch.equal(held.sum(0), torch.ones(len(starts)))
+    for i in range(len(held)):
+        between = starts[held[i]].unsqueeze(-1) - starts[train[i]]
+        # output chunks of 12 steps share none
+        assert between.abs().min() >= 12
+        assert train[i].sum() > 15
+
+
+@pytest.mark.parametrize("by_instance", (False, True))
+def test_a_series_that_repeats_itself_takes_least_and_noise_takes_most(by_instance):
+    assert level(repeated(), by_instance=by_instance) == NOISE_LEVELS[0]
+    assert level(white_noise(), by_instance=by_instance) >= 1.0
+
+
+def test_units_do_not_matter():
+    for by_instance in (False, True):
+        one = level(noisy_sine(), by_instance=by_instance)
+        assert NOISE_LEVELS[0] < one < 1.0
+        moved = level(noisy_sine() * 1e6 + 1e3, by_instance=by_instance)
+        assert moved == pytest.approx(one)
+
+
+def test_many_windows_need_less():
+    """The penalty is the same: noise falls with the root of the number of windows."""
+    few = level(white_noise(), num_windows=100)
+    assert level(white_noise(), num_windows=10) == few
+    assert level(white_noise(), num_windows=900) == pytest.approx(few / 3)
+
+
+def test_gaps_are_filled_for_it():
+    series = with_gaps(noisy_sine(), slice(30, 34))
+    assert level(series) == pytest.approx(level(noisy_sine()), rel=0.6)
+    nothing = with_gaps(noisy_sine(), slice(None))
+    assert level(nothing, noisy_sine()) < 1.0
+
+
+@pytest.mark.parametrize("length", (10, 36, 40))
+def test_few_windows_take_a_default(length):
+    assert level(white_noise(length)) == DEFAULT_NOISE
+
+
+def test_what_was_chosen_is_said_once(tiny, caplog):
+    say_once.cache_clear()
+    for _ in range(2):
+        model = tiny(n_epochs=1).fit(noisy_sine())
+    said = [r for r in caplog.records if "noise of" in r.message]
+    assert len(said) == 1 and said[0].levelname == "WARNING"
+    assert f"{model.model.input_noise:.2g}" in said[0].message
+    assert "Pass `input_noise`" in said[0].message
+
+
+def test_noise_of_the_users(tiny, caplog):
+    say_once.cache_clear()
+    model = tiny(n_epochs=1, input_noise=0.7).fit(noisy_sine())
+    assert model.model.input_noise == 0.7
+    assert not [r for r in caplog.records if "noise of" in r.message]
+    other = tiny(n_epochs=1, input_noise=0).fit(noisy_sine())
+    assert not same(*(m.predict(3, random_state=0) for m in (model, other)))
+
+
+@pytest.mark.parametrize("value", (-0.1, "much", True, float("nan")))
+def test_input_noise_must_be_a_number(tiny, value):
+    with pytest.raises(ValueError, match=f"`input_noise` must be .* got `{value!r}`"):
+        tiny(input_noise=value)
