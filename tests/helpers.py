@@ -59,12 +59,16 @@ def same(one: TimeSeries, other: TimeSeries) -> bool:
     return np.array_equal(one.all_values(), other.all_values())
 
 
+# Relative and absolute difference of what was computed twice in single precision.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
+
+
 def close(one: TimeSeries, other: TimeSeries) -> bool:
     """Tell whether two series have the same samples, to rounding.
 
     The sums of loaded weights, which lie elsewhere in memory, may be made in another order.
     """
-    return np.allclose(one.all_values(), other.all_values(), rtol=1e-5, atol=1e-6)
+    return np.allclose(one.all_values(), other.all_values(), **ROUNDING)
 
 
 def stack(series: list[TimeSeries]) -> np.ndarray:

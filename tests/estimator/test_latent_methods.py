@@ -13,6 +13,7 @@ from tests.helpers import (
     KINDS,
     ORDERS,
     QUESTIONS,
+    ROUNDING,
     SERIES,
     STATIC,
     TRAINER,
@@ -184,10 +185,10 @@ def test_nothing_of_the_model_is_disturbed(kind):
 
 
 def assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """To rounding: weights that lie elsewhere in memory may be added in another order."""
+    """As :func:`~tests.helpers.close`, for the answers to all questions."""
     assert one.keys() == other.keys()
     for question, answer in one.items():
-        np.testing.assert_allclose(answer, other[question], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(answer, other[question], **ROUNDING)
 
 
 @pytest.mark.parametrize("kind", ["plain", "everything", "float64"])
