@@ -43,8 +43,8 @@ NUM_FOLDS = 5
 # forecast sees, the last ones.
 MAX_WINDOWS, MAX_INPUTS = 4000, 512
 
-# Up to so many training windows the level is the chosen one. More windows have the same
-# penalty: the level falls with the root of their number.
+# Up to so many training windows the level is the chosen one. Of more windows a network
+# learns less by heart: from there on the level is inverse to their number.
 FEW_WINDOWS = 100
 
 
@@ -84,20 +84,22 @@ def automatic_input_noise(
     length = input_length + gap + output_length
     shift, spread = scale
     inputs, outputs, trains, helds = [], [], [], []
-    for windows in windows_of([_filled(one) for one in series], length, 0.0, MAX_WINDOWS):
+    parts = windows_of([_filled(one) for one in series], length, 0.0, MAX_WINDOWS)
+    for i, windows in enumerate(parts):
         past, ahead = windows.x[:input_length], windows.x[-output_length:]
         if floor is not None:
             shift, spread, _ = moments(past)
             spread = floor.apply(shift, spread)
         # (T, N, C) -> (N, C, T)
         normalised = [((x - shift) / spread).movedim(0, -1) for x in (past, ahead)]
-        train, held = _folds(windows.starts, output_length)
+        train, held = _folds(windows.starts, output_length, i)
         inputs.append(normalised[0][..., -MAX_INPUTS:])
         outputs.append(normalised[1])
         trains.append(train)
         helds.append(held)
+    few = min(FEW_WINDOWS / num_windows, 1.0)
     if not inputs:
-        return DEFAULT_NOISE
+        return few * DEFAULT_NOISE
     x, y = torch.cat(inputs), torch.cat(outputs)
     errors = [
         _errors(x[train], y[train], x[held], y[held])
@@ -106,9 +108,9 @@ def automatic_input_noise(
     ]
     error = torch.stack(errors).mean(0) if errors else torch.full((1,), torch.nan)
     if not error.isfinite().all():
-        return DEFAULT_NOISE
+        return few * DEFAULT_NOISE
     best = int((error <= error.min() + TOLERANCE).nonzero().max())
-    return NOISE_LEVELS[best] * min(FEW_WINDOWS / num_windows, 1.0) ** 0.5
+    return few * NOISE_LEVELS[best]
 
 
 def _filled(series: TimeSeries) -> TimeSeries:
@@ -120,8 +122,19 @@ def _filled(series: TimeSeries) -> TimeSeries:
     return TimeSeries.from_values(filled.to_numpy())
 
 
-def _folds(starts: Tensor, output_length: int) -> tuple[Tensor, Tensor]:
-    """Split the windows of a series by their starts, (N,).
+def _folds(starts: Tensor, output_length: int, number: int = 0) -> tuple[Tensor, Tensor]:
+    """Split the windows of a series into parts of its time.
+
+    A series of too few windows is in one fold as a whole.
+
+    Parameters
+    ----------
+    starts
+        Where the windows start in the series, (N,).
+    output_length
+        Steps of an output chunk.
+    number
+        Number of the series.
 
     Returns
     -------
@@ -130,6 +143,8 @@ def _folds(starts: Tensor, output_length: int) -> tuple[Tensor, Tensor]:
     """
     # the same share of each series is held out at a time
     fold = (NUM_FOLDS * torch.arange(len(starts))) // len(starts)
+    if len(starts) < NUM_FOLDS:
+        fold = torch.full_like(starts, number % NUM_FOLDS)
     held = fold == torch.arange(NUM_FOLDS).unsqueeze(-1)
     train = torch.empty_like(held)
     for i in range(NUM_FOLDS):

@@ -32,9 +32,9 @@ def white_noise(length: int = 200, seed: int = 0) -> TimeSeries:
     return TimeSeries.from_values(values)
 
 
-def repeated(length: int = 120) -> TimeSeries:
+def repeated(length: int = 120, seed: int = 0) -> TimeSeries:
     """The same twelve values again and again."""
-    values = np.random.default_rng(0).standard_normal(12)
+    values = np.random.default_rng(seed).standard_normal(12)
     return TimeSeries.from_values(np.resize(values, length))
 
 
@@ -78,10 +78,10 @@ def test_units_do_not_matter():
 
 
 def test_many_windows_need_less():
-    """The penalty is the same: noise falls with the root of the number of windows."""
+    """Noise is inverse to the number of windows."""
     few = level(white_noise(), num_windows=100)
     assert level(white_noise(), num_windows=10) == few
-    assert level(white_noise(), num_windows=900) == pytest.approx(few / 3)
+    assert level(white_noise(), num_windows=900) == pytest.approx(few / 9)
 
 
 def test_gaps_are_filled_for_it():
@@ -89,6 +89,12 @@ def test_gaps_are_filled_for_it():
     assert level(series) == pytest.approx(level(noisy_sine()), rel=0.6)
     nothing = with_gaps(noisy_sine(), slice(None))
     assert level(nothing, noisy_sine()) < 1.0
+
+
+def test_series_of_a_single_window_are_held_out_as_a_whole():
+    few = [white_noise(36, seed) for seed in range(60)]
+    assert level(*few) >= 1.0
+    assert level(*(repeated(36, seed) for seed in range(60))) == NOISE_LEVELS[0]
 
 
 @pytest.mark.parametrize("length", (10, 36, 40))
