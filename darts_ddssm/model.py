@@ -582,7 +582,7 @@ class DDSSMModel(LatentMethods):
             floor if by_instance else None,
         )
         say_once(
-            f"`DDSSMModel` trains with noise of {level:.2g} on its input, by "
+            f"`DDSSMModel` trains with noise of about {level:.1g} on its input, by "
             "cross-validation. Pass `input_noise` to decide it yourself."
         )
         return level

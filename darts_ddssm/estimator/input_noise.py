@@ -33,8 +33,9 @@ NOISE_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.0)
 # What is taken where there are too few windows to choose by.
 DEFAULT_NOISE = 0.45
 
-# Of all levels whose error is within this share of the least one the highest is taken.
-TOLERANCE = 0.005
+# Of all levels whose error is within this share of the least one the lowest is taken: the
+# draws of the posterior are some noise already.
+TOLERANCE = 0.01
 
 # Each of so many parts of the series is forecast from the others.
 NUM_FOLDS = 5
@@ -109,7 +110,7 @@ def automatic_input_noise(
     error = torch.stack(errors).mean(0) if errors else torch.full((1,), torch.nan)
     if not error.isfinite().all():
         return few * DEFAULT_NOISE
-    best = int((error <= error.min() + TOLERANCE).nonzero().max())
+    best = int((error <= error.min() + TOLERANCE).nonzero().min())
     return few * NOISE_LEVELS[best]
 
 

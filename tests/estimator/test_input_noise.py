@@ -106,9 +106,9 @@ def test_what_was_chosen_is_said_once(tiny, caplog):
     say_once.cache_clear()
     for _ in range(2):
         model = tiny(n_epochs=1).fit(noisy_sine())
-    said = [r for r in caplog.records if "noise of" in r.message]
+    said = [r for r in caplog.records if "noise of about" in r.message]
     assert len(said) == 1 and said[0].levelname == "WARNING"
-    assert f"{model.model.input_noise:.2g}" in said[0].message
+    assert f"{model.model.input_noise:.1g}" in said[0].message
     assert "Pass `input_noise`" in said[0].message
 
 
@@ -116,7 +116,7 @@ def test_noise_of_the_users(tiny, caplog):
     say_once.cache_clear()
     model = tiny(n_epochs=1, input_noise=0.7).fit(noisy_sine())
     assert model.model.input_noise == 0.7
-    assert not [r for r in caplog.records if "noise of" in r.message]
+    assert not [r for r in caplog.records if "noise of about" in r.message]
     other = tiny(n_epochs=1, input_noise=0).fit(noisy_sine())
     assert not same(*(m.predict(3, random_state=0) for m in (model, other)))
 
