@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from darts import TimeSeries
 from darts.metrics import mcrps
+from darts.utils.missing_values import fill_missing_values
+from torch.optim.lr_scheduler import OneCycleLR
 
 from tests.helpers import noisy_sine, with_gaps
 
@@ -37,18 +39,31 @@ def seasonal_with_gaps() -> tuple[list[TimeSeries], list[TimeSeries]]:
 
 @pytest.mark.slow
 def test_gaps_cost_little_accuracy(tiny):
-    """Within 30 % of the CRPS on the full series."""
+    """Within 30 % of the CRPS on the full series, where interpolation loses far more.
+
+    Of two seeds: 7 %, interpolation over 100 %.
+    """
     full, gaps = seasonal_with_gaps()
+    filled = [fill_missing_values(series, fill="auto") for series in gaps]
 
     def score(series: list[TimeSeries]) -> float:
+        epochs = 18
+        batches = 4 * (CUT - 47) // 32 + 1
         model = tiny(
             input_chunk_length=36,
             output_chunk_length=12,
             latent_dim=4,
             hidden_size=32,
             batch_size=32,
-            n_epochs=12,
+            n_epochs=epochs,
             overshooting_weight=0,
+            lr_scheduler_cls=OneCycleLR,
+            lr_scheduler_kwargs={
+                "max_lr": 5e-3,
+                "total_steps": batches * epochs,
+                "pct_start": 0.1,
+                "interval": "step",
+            },
         )
         model.fit([s[:CUT] for s in series])
         forecasts = model.historical_forecasts(
@@ -64,4 +79,6 @@ def test_gaps_cost_little_accuracy(tiny):
         scores = [mcrps([x] * len(f), f) for x, f in zip(full, forecasts, strict=True)]
         return float(np.mean(scores))
 
-    assert score(gaps) < 1.3 * score(full)
+    missing = score(gaps)
+    assert missing < 1.3 * score(full)
+    assert missing < 0.7 * score(filled)
