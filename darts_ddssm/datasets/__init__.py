@@ -24,7 +24,11 @@ References
        University Press, 2023.
 """
 
-from darts_ddssm.datasets.bimodal import BimodalRandomWalk, bimodal_random_walk
+from darts_ddssm.datasets.bimodal import (
+    BimodalRandomWalk,
+    StatePaths,
+    bimodal_random_walk,
+)
 from darts_ddssm.datasets.linear import (
     KalmanMoments,
     LinearGaussian,
@@ -39,6 +43,7 @@ __all__ = [
     "LinearGaussian",
     "Process",
     "SimulatedSeries",
+    "StatePaths",
     "SwitchingSigns",
     "bimodal_random_walk",
     "linear_gaussian",

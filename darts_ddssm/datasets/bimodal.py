@@ -1,6 +1,7 @@
 """A walk that jumps up or down: the smallest transition that no Gaussian can represent."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,45 @@ from darts_ddssm.datasets.process import (
 )
 from darts_ddssm.validation import check
 
-# Paths of signs that a likelihood sums over at each step.
+# Paths of signs that are kept at each step.
 MAX_PATHS = 4096
+
+
+class StatePaths(NamedTuple):
+    """
+    Paths of the state that some observations leave possible: an exact posterior.
+
+    Attributes
+    ----------
+    states
+        K paths, (K, T, D).
+    probabilities
+        Probability of each path, (K,).
+    """
+
+    states: np.ndarray
+    probabilities: np.ndarray
+
+    def sample(self, num_samples: int, random_state: int | None = None) -> np.ndarray:
+        """
+        Draw paths, (S, T, D).
+
+        Parameters
+        ----------
+        num_samples
+            Number of paths, S.
+        random_state
+            Seed, or None.
+
+        Raises
+        ------
+        ValueError
+            If `num_samples` is not positive.
+        """
+        check_positive(num_samples=num_samples)
+        rng = np.random.default_rng(random_state)
+        chosen = rng.choice(len(self.states), num_samples, p=self.probabilities)
+        return self.states[chosen]
 
 
 @dataclass(frozen=True)
@@ -68,6 +106,9 @@ class BimodalRandomWalk(Process):
         """
         Exact density of the next observation given the true state.
 
+        Given observations alone it is a mixture of such densities, over the paths that
+        they leave possible.
+
         Parameters
         ----------
         x
@@ -84,6 +125,18 @@ class BimodalRandomWalk(Process):
         ------
         ValueError
             If the last axis of `state` has not one entry.
+
+        Examples
+        --------
+        The last value is missing, so that three values are possible:
+
+        >>> from darts_ddssm.datasets import BimodalRandomWalk
+        >>> process = BimodalRandomWalk(decay=1.0)
+        >>> paths = process.smooth([[4.0], [float("nan")]])
+        >>> x = [-4.0, 0.0, 4.0, 12.0]
+        >>> density = process.predictive_density(x, paths.states[:, -1])
+        >>> (paths.probabilities @ density).round(3).tolist()
+        [0.499, 0.0, 0.997, 0.499]
         """
         mean, p = self.decay * self._check_state(state), self.probability
         up = self._log_density(x, mean + self.step)
@@ -119,22 +172,67 @@ class BimodalRandomWalk(Process):
         >>> round(BimodalRandomWalk().log_likelihood([[4.0], [-0.4]]), 3)
         -0.005
         """
+        log_weights = self._filter(x)[1]
+        return float(np.logaddexp.reduce(log_weights))
+
+    def smooth(self, x: np.ndarray) -> StatePaths:
+        """
+        Exact posterior of the path of states given incomplete, noisy observations.
+
+        Its last states are the filtered ones: what is known when a forecast starts. It is
+        pruned as in :meth:`log_likelihood`. A path that is left out at a step had there at
+        most the probability of the least likely of those kept.
+
+        Parameters
+        ----------
+        x
+            Observations, (T, 1), with NaN where one is missing.
+
+        Returns
+        -------
+        StatePaths
+            The paths that are possible, and their probabilities.
+
+        Raises
+        ------
+        ValueError
+            If `x` has not the shape (T, 1).
+
+        Examples
+        --------
+        Two steps that lead back to 4: down and up, or up and down.
+
+        >>> from darts_ddssm.datasets import BimodalRandomWalk
+        >>> process = BimodalRandomWalk(decay=1.0)
+        >>> paths = process.smooth([[4.0], [float("nan")], [4.0]])
+        >>> likely = paths.probabilities > 0.01
+        >>> paths.states[likely, :, 0].tolist(), paths.probabilities[likely].tolist()
+        ([[4.0, 0.0, 4.0], [4.0, 8.0, 4.0]], [0.5, 0.5])
+        """
+        states, log_weights = self._filter(x)
+        probabilities = np.exp(log_weights - np.logaddexp.reduce(log_weights))
+        return StatePaths(states[..., None], probabilities / probabilities.sum())
+
+    def _filter(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The likeliest paths (K, T), and their joint log-density with x, (K,)."""
         x = np.asarray(x, dtype=np.float64)
         check(
             x.ndim == 2 and len(x) > 0 and x.shape[1] == 1,
             f"`x` must have shape `(T, 1)`, got `{x.shape}`.",
         )
-        states, log_weights = np.zeros(1), np.zeros(1)
+        paths, log_weights = np.zeros((1, len(x))), np.zeros(1)
         log_up, log_down = np.log(self.probability), np.log1p(-self.probability)
-        for x_t in x[:, 0]:
-            means = self.decay * states
+        for t, x_t in enumerate(x[:, 0]):
+            means = self.decay * paths[:, t - 1] if t > 0 else np.zeros(1)
             states = np.concatenate([means + self.step, means - self.step])
             log_weights = np.concatenate([log_weights + log_up, log_weights + log_down])
             if not np.isnan(x_t):
                 log_weights = log_weights + self._log_density(x_t, states)
             kept = np.argsort(log_weights)[-MAX_PATHS:]
-            states, log_weights = states[kept], log_weights[kept]
-        return float(np.logaddexp.reduce(log_weights))
+            # the paths that go up, then those that go down
+            paths = paths[kept % len(paths)]
+            paths[:, t], log_weights = states[kept], log_weights[kept]
+        return paths, log_weights
 
     def _log_density(self, x: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Log-density of an observation given its state."""

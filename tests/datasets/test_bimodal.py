@@ -61,22 +61,64 @@ def test_bimodal_moments_ahead():
     assert_mean((samples[..., 0] - mean) ** 2, variance)
 
 
-@pytest.mark.parametrize("noise", [0.2, 3.0])
-def test_bimodal_likelihood_is_the_sum_over_all_paths(noise):
-    process = BimodalRandomWalk(decay=0.8, step=2.0, noise=noise, probability=0.3)
+def all_paths(process, x):
+    """Every path of states, (2^T, T), and its joint density with x, (2^T,)."""
+    signs = 2 * np.array(list(np.ndindex(*(2,) * len(x)))) - 1
+    states = np.zeros(signs.shape)
+    previous = 0.0
+    for t in range(len(x)):
+        states[:, t] = previous = process.decay * previous + process.step * signs[:, t]
+    p = process.probability
+    density = np.where(signs > 0, p, 1 - p).prod(1)
+    for t in np.flatnonzero(~np.isnan(x[:, 0])):
+        u = (x[t, 0] - states[:, t]) / process.noise
+        density *= np.exp(-0.5 * u**2) / (process.noise * np.sqrt(2 * np.pi))
+    return states, density
+
+
+@pytest.fixture(params=[0.2, 3.0])
+def incomplete(request):
+    """A process, a series with a gap, and the enumeration of all its paths."""
+    process = BimodalRandomWalk(decay=0.8, step=2.0, noise=request.param, probability=0.3)
     x = process.simulate(1, length=6, random_state=0).series[0].values().astype(float)
-    x[2] = np.nan
-    total = 0.0
-    for path in np.ndindex(*(2,) * 6):
-        signs = 2 * np.array(path) - 1
-        state, density = 0.0, np.prod(np.where(signs > 0, 0.3, 0.7))
-        for sign, value in zip(signs, x[:, 0], strict=True):
-            state = 0.8 * state + 2.0 * sign
-            if not np.isnan(value):
-                u = (value - state) / noise
-                density *= np.exp(-0.5 * u**2) / (noise * np.sqrt(2 * np.pi))
-        total += density
-    assert process.log_likelihood(x) == pytest.approx(np.log(total))
+    x[2:4] = np.nan
+    return process, x, *all_paths(process, x)
+
+
+def test_bimodal_likelihood_is_the_sum_over_all_paths(incomplete):
+    process, x, _, density = incomplete
+    assert process.log_likelihood(x) == pytest.approx(np.log(density.sum()))
+
+
+def test_bimodal_smoothing_weighs_all_paths(incomplete):
+    process, x, states, density = incomplete
+    paths = process.smooth(x)
+    assert paths.states.shape == (64, 6, 1)
+    # each path, and its probability, in one order
+    found, expected = np.lexsort(paths.states[..., 0].T), np.lexsort(states.T)
+    np.testing.assert_allclose(paths.states[found, :, 0], states[expected])
+    np.testing.assert_allclose(
+        paths.probabilities[found], (density / density.sum())[expected], atol=1e-12
+    )
+
+
+def test_bimodal_paths_are_drawn_by_their_probability():
+    process = BimodalRandomWalk(noise=3.0)
+    paths = process.smooth([[np.nan], [3.0], [np.nan], [1.0]])
+    drawn = paths.sample(20_000, random_state=0)
+    assert drawn.shape == (20_000, 4, 1)
+    assert_mean(drawn[..., 0], paths.probabilities @ paths.states[..., 0])
+
+
+def test_bimodal_smoothing_of_a_long_series_leaves_out_what_is_impossible():
+    series, latents, process = bimodal_random_walk(1, 100, random_state=0)
+    x = series[0].values().astype(float)
+    x[40:48] = np.nan
+    paths = process.smooth(x)
+    possible = paths.states[paths.probabilities > 1e-6, :, 0]
+    true = latents[0].values()[:, 0]
+    assert np.abs(possible - true).max(1).min() < 1e-4
+    assert np.abs(possible - true)[:, 48:].max() < 5 * process.noise
 
 
 def test_bimodal_likelihood_is_that_of_the_next_value():
@@ -85,6 +127,9 @@ def test_bimodal_likelihood_is_that_of_the_next_value():
     assert process.log_likelihood([[3.9]]) == pytest.approx(np.log(density[0]))
 
 
-def test_bimodal_likelihood_errors():
+@pytest.mark.parametrize("method", ["log_likelihood", "smooth"])
+def test_bimodal_likelihood_errors(method):
     with pytest.raises(ValueError, match="`x` must have shape"):
-        BimodalRandomWalk().log_likelihood([1.0, 2.0])
+        getattr(BimodalRandomWalk(), method)([1.0, 2.0])
+    with pytest.raises(ValueError, match="`num_samples` must be positive"):
+        BimodalRandomWalk().smooth([[1.0]]).sample(0)
