@@ -271,6 +271,7 @@ def _bin_probabilities(
 
 def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """KL(p || q) over the last axis, in nats; q is positive where p is."""
-    # 0 log 0 = 0
-    ratio = np.divide(p, q, out=np.ones(np.broadcast_shapes(p.shape, q.shape)), where=p > 0)
+    # 0 log 0 = 0, and half of the least positive number is rounded to 0 as well
+    counts = (p > 0) & (q > 0)
+    ratio = np.divide(p, q, out=np.ones(counts.shape), where=counts)
     return (p * np.log(ratio)).sum(axis=-1)

@@ -194,6 +194,15 @@ def test_divergence_of_the_same_shares_is_zero(rng):
     assert jensen_shannon_divergence(x, shares) == pytest.approx(0.0, abs=1e-15)
 
 
+def test_divergence_where_a_probability_is_nearly_zero():
+    """Half of the least positive number is rounded to zero."""
+    tiny = np.nextafter(0, 1)
+    divergence = jensen_shannon_divergence(
+        [0.5, 0.5], np.array([tiny, 1.0]), bins=2, interval=(-1, 1)
+    )
+    assert divergence == 0.0
+
+
 def test_divergence_of_disjoint_shares_is_log_2():
     def density(x: np.ndarray) -> np.ndarray:
         return (x > 5).astype(float)

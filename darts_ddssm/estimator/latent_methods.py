@@ -34,6 +34,7 @@ from darts_ddssm.estimator.sequences import (
 from darts_ddssm.series.inference import (
     Imputation,
     LogLikelihood,
+    PredictiveLogDensities,
     Simulation,
     SmoothedStates,
 )
@@ -67,9 +68,10 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         With ``use_reversible_instance_norm``, a long series is cut into overlapping windows
         of the length of a training window, and samples are joint paths within each.
 
-        Given the state before, the posterior of a state is Gaussian. Where the data leave
-        a state undecided between several values, as in a gap of a series with jumps, the
-        paths follow one of them and are too sure of it.
+        In a gap of the series, paths follow the learned dynamics, and those that meet the
+        observations after it are kept [1]_. Where several ways lead through a gap, they
+        take each of them. A warning says where hardly one arrived and the paths of the
+        encoder, which may be too sure, were taken.
 
         Parameters
         ----------
@@ -109,7 +111,9 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
 
         References
         ----------
-        Ruder and Wojnowicz, arXiv 2606.21036: the posterior that training fits.
+        .. [1] Chopin and Papaspiliopoulos, "An Introduction to Sequential Monte Carlo",
+               Springer 2020.
+        .. [2] Ruder and Wojnowicz, arXiv 2606.21036: the posterior that training fits.
 
         Examples
         --------
@@ -155,11 +159,12 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         past_covariates: Series | None = None,
         future_covariates: Series | None = None,
         num_samples: int = 32,
+        by_step: bool = False,
         batch_size: int | None = None,
         verbose: bool | None = None,
         random_state: int | None = None,
-    ) -> float | list[float]:
-        """Log-density of a series under the model, in nats per value.
+    ) -> float | list[float] | Series:
+        """Log-density of a series under the model, in nats per value or step by step.
 
         Use it to choose between models, on series that none of them was fitted to, and to
         find anomalies: the value of an unusual series is low. Densities are those of the
@@ -171,6 +176,11 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         with ``num_samples``. Densities of a diffusion transition are those of its
         probability flow [2]_, at a noise of 0.005 of the latent's scale.
 
+        With ``by_step=True`` it is a series of the log-densities of each step given the
+        steps before it, by a particle filter [3]_. A low value marks an anomaly where it
+        happens. The filter goes step by step and takes longer; the sum over its steps
+        estimates the log-density of the series as well.
+
         Parameters
         ----------
         series
@@ -179,13 +189,18 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
             As for :meth:`infer_latents`.
         num_samples
             Number of paths.
+        by_step
+            Whether to return the log-density of each step.
         batch_size, verbose, random_state
             As for :meth:`infer_latents`.
 
         Returns
         -------
-        float or list of float
-            Log-density of each series, divided by its number of observed values.
+        float, TimeSeries or list of them
+            Log-density of each series, divided by its number of observed values. With
+            ``by_step``, those of its steps in nats, component ``"log_density"``, NaN where
+            nothing is observed. With ``patch_length`` above 1, that of a patch is given at
+            its last step.
 
         Raises
         ------
@@ -205,6 +220,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         .. [1] Burda et al., "Importance Weighted Autoencoders", ICLR 2016.
         .. [2] Song et al., "Score-Based Generative Modeling through Stochastic
                Differential Equations", ICLR 2021.
+        .. [3] Chopin and Papaspiliopoulos, "An Introduction to Sequential Monte Carlo",
+               Springer 2020.
 
         Examples
         --------
@@ -219,18 +236,43 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         >>> usual, unusual = model.log_likelihood([series, series * 5], num_samples=4)
         >>> usual > unusual
         True
+        >>> by_step = model.log_likelihood(series, num_samples=4, by_step=True)
+        >>> by_step.n_timesteps, by_step.components.to_list()
+        (60, ['log_density'])
         """
         check_positive_integer("num_samples", num_samples)
+        check_bool("by_step", by_step)
         check_instance_scale(self, "log_likelihood")
-        _, samples, single = whole_series(
+        sequence, samples, single = whole_series(
             self, "log_likelihood", series, past_covariates, future_covariates
         )
-        totals = ask(self, LogLikelihood, samples, num_samples, batch_size, verbose)
+        how = num_samples, batch_size, verbose
+        if by_step:
+            # (1, M) for each series
+            found = ask(self, PredictiveLogDensities, samples, *how)
+            of_steps = [
+                self._by_step(one, x[0]) for one, x in zip(sequence, found, strict=True)
+            ]
+            return of_steps[0] if single else of_steps
+        totals = ask(self, LogLikelihood, samples, *how)
         means = [
             float(total / np.count_nonzero(~np.isnan(sample.past_target)))
             for total, sample in zip(totals, samples, strict=True)
         ]
         return means[0] if single else means
+
+    def _by_step(self, series: TimeSeries, log_densities: np.ndarray) -> TimeSeries:
+        """Return log-densities of patches, (M,), as a series on their last steps."""
+        every = self.model.patch_length
+        early = -len(series) % every
+        observed = ~np.isnan(series.all_values(copy=False)).all((1, 2))
+        # (T,) -> (M, L)
+        observed = np.pad(observed, (early, 0)).reshape(-1, every).any(1)
+        return TimeSeries(
+            times=series.time_index[(len(series) - 1) % every :: every],
+            values=np.where(observed, log_densities, np.nan)[:, None, None],
+            components=["log_density"],
+        )
 
     @random_method
     def impute(
@@ -249,8 +291,11 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         observed before, after and beside a gap. Inside a gap future covariates are used
         and past covariates are not.
 
-        A gap is filled along the states of :meth:`infer_latents`. Where several ways lead
-        through it, the samples take one of them.
+        A gap is filled along the states of :meth:`infer_latents`: where several ways lead
+        through it, each sample takes one of them. Long gaps may take seconds a series.
+
+        A series may go on beyond its end: values that are given there, with NaN between,
+        are a scenario, which conditions the whole path before and after them.
 
         Parameters
         ----------

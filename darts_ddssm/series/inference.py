@@ -13,14 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from darts.logging import get_logger
 from darts.utils.data.torch_datasets.utils import TorchInferenceBatch
 from torch import Tensor
 
 from darts_ddssm.series.batches import context_window
 from darts_ddssm.series.likelihoods import given_the_rest, log_prob
 from darts_ddssm.series.model import NormalisedWindow, SeriesModel, group_sizes
+from darts_ddssm.ssm.particles import States
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.window import Window
+
+logger = get_logger(__name__)
 
 # The most latents, one per row, that are drawn at a time, to bound the memory.
 MAX_ROWS = 2**16
@@ -68,13 +72,15 @@ class SmoothedStates(Question):
     """States given the whole series, one per patch: (S, B, M, D)."""
 
     def answer(self, model: SeriesModel) -> Tensor:
-        patches = self._cut(model).fold_window(self._normalised(model).window)
-        paths = [
-            model.ssm.sample_smoothed(patches, size, self.num_solver_steps)
+        encoded = model.encode(self._window(model))
+        groups = [
+            model.sample_states(encoded, size, self.num_solver_steps)
             for size in self._group_sizes()
         ]
+        _say_misses(groups)
+        paths = torch.cat([states.path for states in groups])
         # (S * B, M, D) -> (S, B, M, D)
-        return torch.cat(paths).unflatten(0, (self.num_samples, -1))
+        return paths.unflatten(0, (self.num_samples, -1))
 
 
 class FilteredStates(Question):
@@ -82,9 +88,8 @@ class FilteredStates(Question):
 
     def answer(self, model: SeriesModel) -> Tensor:
         encoded = model.encode(self._window(model))
-        given = encoded.projection, encoded.patches
         states = [
-            model.ssm.sample_filtered(*given, size, self.num_solver_steps).previous
+            model.sample_states(encoded, size, self.num_solver_steps, True).history.previous
             for size in self._group_sizes()
         ]
         # (S * B, D) -> (S, B, D)
@@ -127,21 +132,56 @@ class LogLikelihood(Question):
         return total.unflatten(0, (num_samples, -1))
 
 
+class PredictiveLogDensities(Question):
+    """Log-density in nats of each patch given those before it: (1, B, M).
+
+    By group of samples, the exponential of the sum up to a step is an unbiased estimate of
+    the likelihood up to there. Those of all groups are averaged.
+    """
+
+    def answer(self, model: SeriesModel) -> Tensor:
+        encoded, sums, sizes = model.encode(self._window(model)), [], []
+        for size in self._group_sizes():
+            how = size, self.num_solver_steps
+            sums.append(model.predictive_log_densities(encoded, *how).cumsum(1))
+            sizes.append(math.log(size / self.num_samples))
+        # (groups, B, M) -> (B, M)
+        shares = torch.tensor(sizes).to(sums[0]).view(-1, 1, 1)
+        total = (torch.stack(sums) + shares).logsumexp(0)
+        return total.diff(dim=1, prepend=torch.zeros_like(total[:, :1])).unsqueeze(0)
+
+
 class Imputation(Question):
     """Joint samples of what would be observed, given what is: (S, B, T, C)."""
 
     def answer(self, model: SeriesModel) -> Tensor:
-        normalised, cut = self._normalised(model), self._cut(model)
-        patches = cut.fold_window(normalised.window)
+        cut, encoded = self._cut(model), model.encode(self._window(model))
+        normalised = encoded.normalised
+        groups = [
+            model.sample_states(encoded, size, self.num_solver_steps)
+            for size in self._group_sizes()
+        ]
+        _say_misses(groups)
         samples = []
-        for size in self._group_sizes():
-            z = model.ssm.sample_smoothed(patches, size, self.num_solver_steps)
-            drawn = _draw(model, normalised, z, patches, cut, size)
+        for states in groups:
+            size = len(states.path) // len(normalised.data)
+            drawn = _draw(model, normalised, states.path, encoded.patches, cut, size)
             observed = normalised.window.observed
             samples.append(
                 given_the_rest(model.likelihood, drawn, normalised.data, observed)
             )
         return torch.cat(samples)
+
+
+def _say_misses(groups: list[States]) -> None:
+    """Warn of gaps that the learned dynamics hardly ever lead through."""
+    misses = torch.stack([states.misses for states in groups]).any(0)
+    if misses.any():
+        logger.warning(
+            f"In {int(misses.sum())} of {len(misses)} series hardly a path of the learned "
+            "dynamics met the observation after a gap. There the encoder's paths fill the "
+            "gap, which may be too sure."
+        )
 
 
 class Simulation(Question):

@@ -24,6 +24,7 @@ from darts_ddssm.series.likelihoods import (
     bounded,
     family_of,
     has_prior,
+    log_prob,
     marginal_parameters,
     negative_log_likelihood,
 )
@@ -34,6 +35,7 @@ from darts_ddssm.series.scaling import (
     instance_scale,
 )
 from darts_ddssm.ssm.encoder import PosteriorPath
+from darts_ddssm.ssm.particles import LogEmission, States
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.ssm.window import Window
@@ -72,22 +74,22 @@ class Posterior(NamedTuple):
     path: PosteriorPath
 
 
-class EncodedContext(NamedTuple):
-    """What is known when a forecast starts, encoded once for any number of paths.
+class Encoded(NamedTuple):
+    """A stretch of data, encoded once for any number of paths.
 
     Attributes
     ----------
+    normalised
+        The data, normalised.
     patches
-        The context as the state-space model sees it, in M patches.
+        The data as the state-space model sees them, in M patches.
     projection
         Output of the encoder, (M, B, 2 * H).
-    scale
-        The map from data to normalised values.
     """
 
+    normalised: NormalisedWindow
     patches: Window
     projection: Tensor
-    scale: Scale
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,11 @@ class SeriesModel:
             <darts_ddssm.ssm.state_space.StateSpaceModel.elbo_terms>`.
         """
         raw, kl = self.ssm.elbo_terms(
-            *posterior, num_encoder_rows, max_rows=max_rows, num_draws=num_draws
+            *posterior,
+            num_encoder_rows,
+            max_rows=max_rows,
+            num_draws=num_draws,
+            share_observed=self._share_observed(normalised.window, num_encoder_rows),
         )
         raw = self.training_patches.unfold(raw)
         window, scale, x = normalised
@@ -234,17 +240,96 @@ class SeriesModel:
         kl = kl * window.weight.amax((1, 2)).unsqueeze(-1)
         return nll + kl_weight * kl.sum() / x.numel()
 
+    def _share_observed(self, window: Window, num_encoder_rows: int) -> Tensor | None:
+        """Share of each patch that is observed, (B, M), or None where all are alike."""
+        if not torch.is_grad_enabled() or window.observed[num_encoder_rows:].all():
+            return None
+        fold = self.training_patches.fold
+        # a patch may reach beyond the window
+        inside = fold(torch.ones_like(window.observed[:1])).sum(-1)
+        return fold(window.observed).sum(-1) / inside
+
     # --- forecasts --------------------------------------------------------------------
 
-    def encode(self, context: Window) -> EncodedContext:
-        """Encode the steps before a forecast, (B, T, C)."""
-        normalised = self.normalise(context)
-        patches = self.patches(context.x.shape[1]).fold_window(normalised.window)
-        return EncodedContext(patches, self.ssm.encode(patches), normalised.scale)
+    def encode(self, window: Window) -> Encoded:
+        """Encode data up to the step before a forecast, (B, T, C)."""
+        normalised = self.normalise(window)
+        patches = self.patches(window.x.shape[1]).fold_window(normalised.window)
+        return Encoded(normalised, patches, self.ssm.encode(patches))
+
+    def sample_states(
+        self,
+        encoded: Encoded,
+        num_samples: int,
+        num_solver_steps: int,
+        filtering: bool = False,
+    ) -> States:
+        """Draw paths of the states given data, and the histories that they end in.
+
+        Parameters
+        ----------
+        encoded
+            The encoded data of B series.
+        num_samples
+            Number S of paths of each series.
+        num_solver_steps
+            Number of network evaluations for each state of a diffusion transition.
+        filtering
+            Whether the last state is all that is asked for.
+
+        Returns
+        -------
+        States
+            Paths of M states, of S * B rows, sample by sample.
+        """
+        how = num_samples, num_solver_steps, filtering
+        return self.ssm.sample_states(
+            encoded.projection, encoded.patches, self._log_emission(encoded), *how
+        )
+
+    def _log_emission(self, encoded: Encoded) -> LogEmission:
+        """Return the log-density of what is observed in a patch."""
+        normalised, patches, _ = encoded
+        # what the emission is a density of
+        x = normalised.window.x if self.family.location_scale else normalised.data
+        x = self.patches(x.shape[1]).fold(x)
+
+        def log_emission(z: Tensor, series: Tensor, t: int) -> Tensor:
+            # (N, D) -> (N, 1, D)
+            raw = self.ssm.decoder(z.unsqueeze(1), patches.u[series, t : t + 1])
+            seen = patches.observed[series, t : t + 1]
+            return log_prob(self.likelihood, raw, x[series, t : t + 1], seen).squeeze(1)
+
+        return log_emission
+
+    def predictive_log_densities(
+        self, encoded: Encoded, num_samples: int, num_solver_steps: int
+    ) -> Tensor:
+        """Estimate the log-density of each patch given those before it.
+
+        Parameters
+        ----------
+        encoded, num_samples, num_solver_steps
+            As for :meth:`sample_states`.
+
+        Returns
+        -------
+        Tensor
+            Log-densities of the data in their units, in nats, (B, M).
+        """
+        normalised, patches, _ = encoded
+        log_densities = self.ssm.predictive_log_densities(
+            patches, self._log_emission(encoded), num_samples, num_solver_steps
+        )
+        if self.family.location_scale:
+            change = normalised.window.observed * normalised.scale.spread.log()
+            change = self.patches(change.shape[1]).fold(change)
+            log_densities = log_densities - change.sum(-1)
+        return log_densities
 
     def forecast_parameters(
         self,
-        encoded: EncodedContext,
+        encoded: Encoded,
         horizon: Window,
         n: int,
         num_samples: int,
@@ -273,9 +358,13 @@ class SeriesModel:
         Tensor
             Raw parameters of the density of normalised values, (S, B, n, C, K).
         """
-        history = self.ssm.sample_filtered(
-            encoded.projection, encoded.patches, num_samples, num_solver_steps, mean
-        )
+        if mean:
+            history = self.ssm.mean_history(
+                encoded.projection, encoded.patches, num_solver_steps
+            )
+        else:
+            how = num_samples, num_solver_steps, True
+            history = self.sample_states(encoded, *how).history
         num_series, num_steps, _ = horizon.x.shape
         patches = self.patches(0, num_steps)
         folded = patches.fold_window(horizon)
@@ -318,7 +407,7 @@ class SeriesModel:
         samples = []
         for size in group_sizes(num_samples, max_paths // len(context.x)):
             raw = self.forecast_parameters(encoded, horizon, n, size, num_solver_steps)
-            samples.append(self.draw(raw, encoded.scale))
+            samples.append(self.draw(raw, encoded.normalised.scale))
         return torch.cat(samples)
 
     def marginal_parameters(
@@ -354,7 +443,10 @@ class SeriesModel:
         parameters = marginal_parameters(self.likelihood, raw)
         if self.family.location_scale:
             mean, std = parameters
-            parameters = encoded.scale.to_data(mean), std * encoded.scale.spread
+            parameters = (
+                encoded.normalised.scale.to_data(mean),
+                std * encoded.normalised.scale.spread,
+            )
         return torch.stack(parameters, dim=-1)
 
     def mean_path_parameters(
@@ -370,7 +462,11 @@ class SeriesModel:
         encoded = self.encode(context)
         how = 1, num_solver_steps, True
         raw = self.forecast_parameters(encoded, horizon, n, *how)[0]
-        return encoded.scale.parameters_to_data(raw) if self.family.location_scale else raw
+        return (
+            encoded.normalised.scale.parameters_to_data(raw)
+            if self.family.location_scale
+            else raw
+        )
 
 
 def group_sizes(total: int, size: int) -> Iterator[int]:

@@ -12,6 +12,7 @@ Nothing here knows of darts or Lightning. The files, from the inside out:
 - ``encoder``: the posterior q_phi(z_t | z_{t-1}, x_{1:T});
 - ``transition``: p_psi(z_t | z_{t-j:t-1}, u_t), diffusion or Gaussian;
 - ``decoder``: the parameters of the emission p_theta(x_t | z_t, u_t);
+- ``particles``: sequential Monte Carlo, for the states where data are missing;
 - ``state_space``: the whole, its ELBO, smoothing, filtering and forecasts.
 
 Notation, for the whole package

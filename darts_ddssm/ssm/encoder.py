@@ -212,18 +212,20 @@ class Encoder(nn.Module):
         # (T, B, D) -> (B, T, D)
         return PosteriorPath(*(x.transpose(0, 1) for x in steps))
 
-    def step(self, z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor) -> Tensor:
-        """Return z_t given z_{t-1} and standard noise, for many paths at once.
+    def moments(
+        self, z: Tensor, projection: Tensor, floor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of z_t given z_{t-1}, (N, D) each.
 
         Parameters
         ----------
         z
-            Latents of the step before, (S, B, D).
+            Latents of the step before, (N, D).
         projection
-            Output of :meth:`forward` at this step, (B, 2 * H).
-        noise
-            Standard normal numbers, (S, B, D); zero for the mean.
+            Output of :meth:`forward` at this step, (N, 2 * H).
         floor
             Least standard deviation, a scalar.
         """
-        return _posterior_step(z, projection, noise, floor, self._weights)[0]
+        noise = torch.zeros_like(z)
+        _, mean, std, *_ = _posterior_step(z, projection, noise, floor, self._weights)
+        return mean, std

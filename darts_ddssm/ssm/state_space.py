@@ -34,12 +34,22 @@ from darts_ddssm.ssm.context import Context, History, MarkovContext, RecurrentCo
 from darts_ddssm.ssm.decoder import Decoder
 from darts_ddssm.ssm.encoder import Encoder, PosteriorPath
 from darts_ddssm.ssm.networks import frozen
+from darts_ddssm.ssm.particles import (
+    LogEmission,
+    States,
+    predictive_log_densities,
+    sample_states,
+)
 from darts_ddssm.ssm.transition import (
     DiffusionTransition,
     GaussianTransition,
     Transition,
 )
 from darts_ddssm.ssm.window import Window
+
+# Share of steps observed like the one before them, below which other steps teach the
+# transition too, all of them where it is zero.
+FEW_CLOSED_STEPS = 0.1
 
 
 class StateSpaceModel(nn.Module):
@@ -133,8 +143,13 @@ class StateSpaceModel(nn.Module):
         num_encoder_rows: int = 0,
         max_rows: int | None = None,
         num_draws: int = 1,
+        share_observed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return both terms of the ELBO along a path of the posterior.
+
+        Where a state or the one before it is not observed, the posterior guesses, and a
+        transition that learned from guesses would forecast them: its density would fill up
+        between the modes. Such steps teach the encoder alone.
 
         Parameters
         ----------
@@ -150,6 +165,8 @@ class StateSpaceModel(nn.Module):
             them scaled up to all. ``None`` for all.
         num_draws
             Number of noise levels for each step, if the KL is estimated for all.
+        share_observed
+            Share of the values at each step that are observed, (B, T). ``None`` for all.
 
         Returns
         -------
@@ -159,10 +176,12 @@ class StateSpaceModel(nn.Module):
             Estimates of the KL at each step in nats, (B, T).
         """
 
-        def terms(rows: slice, max_rows: int | None) -> tuple[Tensor, Tensor]:
+        def terms(
+            rows: slice, max_rows: int | None, learns: Tensor | None = None
+        ) -> tuple[Tensor, Tensor]:
             part, q = window.map(lambda x: x[rows]), path.rows(rows)
-            raw = self.decoder(q.z, part.u)
-            return raw, self.transition.kl(q, part.transition_inputs, max_rows, num_draws)
+            how = part.transition_inputs, max_rows, num_draws, learns
+            return self.decoder(q.z, part.u), self.transition.kl(q, *how)
 
         # each part of the batch has its share of the steps
         first_max_rows = rest_max_rows = max_rows
@@ -170,7 +189,9 @@ class StateSpaceModel(nn.Module):
             first_max_rows = max_rows * num_encoder_rows // len(window.x)
             rest_max_rows = max_rows - first_max_rows
             first_max_rows = max(first_max_rows, 1)
-        raw, kl = terms(slice(num_encoder_rows, None), rest_max_rows)
+        rest = slice(num_encoder_rows, None)
+        learns = None if share_observed is None else _teaching_steps(share_observed[rest])
+        raw, kl = terms(rest, rest_max_rows, learns)
         if num_encoder_rows > 0:
             with frozen(self.transition, self.decoder):
                 first = terms(slice(num_encoder_rows), first_max_rows)
@@ -180,55 +201,19 @@ class StateSpaceModel(nn.Module):
 
     # --- states given data ------------------------------------------------------------
 
-    def sample_smoothed(
-        self, window: Window, num_samples: int, num_solver_steps: int
-    ) -> Tensor:
-        """Draw paths of the states given the whole window.
-
-        After the last observation they follow the transition, as the exact posterior does.
-
-        Parameters
-        ----------
-        window
-            The data, B series.
-        num_samples
-            Number S of paths of each series.
-        num_solver_steps
-            Number of network evaluations for each step of a diffusion transition.
-
-        Returns
-        -------
-        Tensor
-            Paths, (S * B, T, D), sample by sample.
-        """
-        z = self.sample_posterior(window, num_samples).z
-        from_transition = ~window.until_last_observation.repeat(num_samples, 1)
-        if not from_transition.any():
-            return z
-        inputs = window.transition_inputs.repeat(num_samples, 1, 1)
-        context = self.transition.context
-        history = context.init(len(z), z)
-        for t, u_t in enumerate(inputs.unbind(1)):
-            rows = from_transition[:, t]
-            if rows.any():
-                z[rows, t] = self._next(_select(history, rows), u_t[rows], num_solver_steps)
-            history = context.update(history, z[:, t], u_t)
-        return z
-
-    def sample_filtered(
+    def sample_states(
         self,
         projection: Tensor,
         window: Window,
+        log_emission: LogEmission,
         num_samples: int,
         num_solver_steps: int,
-        mean: bool = False,
-    ) -> History:
-        """Draw the state at the end of a window, with what a forecast needs of its past.
+        filtering: bool = False,
+    ) -> States:
+        """Draw paths of the states given a window, with what a forecast needs of them.
 
-        Steps without any observation are drawn from the transition. After the last
-        observation that is exact. In gaps before it, the transition is better than the
-        encoder, which has seen few long gaps, and the encoder corrects the path at the
-        next observation.
+        After the last observation they follow the transition, as the exact posterior does.
+        Where data are missing before it, :mod:`darts_ddssm.ssm.particles` draws them.
 
         Parameters
         ----------
@@ -236,37 +221,83 @@ class StateSpaceModel(nn.Module):
             Output of :meth:`encode`, (T, B, 2 * H).
         window
             The window that was encoded, B series.
+        log_emission
+            Log-density of an observation.
         num_samples
             Number S of paths of each series.
         num_solver_steps
             Number of network evaluations for each step of a diffusion transition.
-        mean
-            Follow the mean of each step instead of drawing from it.
+        filtering
+            Whether the last state is all that is asked for.
 
         Returns
         -------
-        History
-            Histories of S * B paths, sample by sample.
+        States
+            Paths of S * B rows, sample by sample.
         """
-        num_steps, batch_size, _ = projection.shape
+        if window.observed.any(-1).all():
+            floor = self.transition.min_std(len(projection))
+            projection = projection.repeat(1, num_samples, 1)
+            path = self.encoder.sample_path(projection, floor).z
+            inputs = window.transition_inputs.repeat(num_samples, 1, 1)
+            history = self.transition.context.from_path(path, inputs)
+            met = path.new_full((len(window.x),), torch.inf)
+            return States(path, history, met)
+        return sample_states(
+            self.transition,
+            self.encoder,
+            projection,
+            window,
+            log_emission,
+            num_samples,
+            num_solver_steps,
+            filtering,
+        )
+
+    def predictive_log_densities(
+        self,
+        window: Window,
+        log_emission: LogEmission,
+        num_samples: int,
+        num_solver_steps: int,
+    ) -> Tensor:
+        """Log-density in nats of each observation given those before it, (B, T).
+
+        Parameters
+        ----------
+        window, log_emission, num_samples, num_solver_steps
+            As for :meth:`sample_states`.
+        """
+        return predictive_log_densities(
+            self.transition,
+            self.encoder,
+            self.encode,
+            window,
+            log_emission,
+            num_samples,
+            num_solver_steps,
+            self.reach,
+        )
+
+    def mean_history(
+        self, projection: Tensor, window: Window, num_solver_steps: int
+    ) -> History:
+        """Follow the mean of each step to the end of a window, by the transition in gaps.
+
+        Parameters
+        ----------
+        projection, window, num_solver_steps
+            As for :meth:`sample_states`.
+        """
         context = self.transition.context
-        floor = self.transition.min_std(num_steps)
-        inputs, missing = window.transition_inputs, ~window.observed.any(-1)
-        any_missing = missing.any(0).tolist()
-        if not any(any_missing) and not mean:
-            path = self.encoder.sample_path(projection.repeat(1, num_samples, 1), floor)
-            return context.from_path(path.z, inputs.repeat(num_samples, 1, 1))
-        history = context.init(num_samples * batch_size, projection)
-        for t in range(num_steps):
-            u_t = inputs[:, t].repeat(num_samples, 1)
-            # (S * B, D) -> (S, B, D) -> (S * B, D)
-            z = history.previous.unflatten(0, (num_samples, batch_size))
-            noise = torch.zeros_like(z) if mean else torch.randn_like(z)
-            z = self.encoder.step(z, projection[t], noise, floor[t]).flatten(0, 1)
-            if any_missing[t]:
-                rows = missing[:, t].repeat(num_samples)
-                kept = _select(history, rows)
-                z[rows] = self._next(kept, u_t[rows], num_solver_steps, mean)
+        floor = self.transition.min_std(len(projection))
+        missing = ~window.observed.any(-1)
+        history = context.init(len(window.x), projection)
+        for t, u_t in enumerate(window.transition_inputs.unbind(1)):
+            z, _ = self.encoder.moments(history.previous, projection[t], floor[t])
+            if missing[:, t].any():
+                following = self._next(history, u_t, num_solver_steps, mean=True)
+                z = torch.where(missing[:, t, None], following, z)
             history = context.update(history, z, u_t)
         return history
 
@@ -327,6 +358,15 @@ class StateSpaceModel(nn.Module):
         return torch.stack(path, dim=1)
 
 
-def _select(history: History, rows: Tensor) -> History:
-    """Return the histories of some of the paths."""
-    return history.map(lambda x: x[rows])
+def _teaching_steps(share_observed: Tensor) -> Tensor:
+    """Tell which steps teach the transition, (B, T), given the share that is observed.
+
+    A step does so with the probability of its share or of that of the step before, the
+    lower one. Where hardly a step is observed after another one, guesses are all there is.
+    """
+    before = nn.functional.pad(share_observed, (1, 0), value=1.0)[:, :-1]
+    closed = share_observed.minimum(before)
+    # the first step has none before it
+    later = closed[:, 1:]
+    least = (1 - later.sum() / (FEW_CLOSED_STEPS * max(later.numel(), 1))).clamp(min=0.0)
+    return torch.rand_like(closed) < closed.maximum(least)

@@ -33,8 +33,8 @@ from darts_ddssm.ssm.diffusion import (
     solve_probability_flow,
 )
 from darts_ddssm.ssm.encoder import PosteriorPath
-from darts_ddssm.ssm.networks import MLP
-from darts_ddssm.ssm.probability_flow import probability_flow_log_prob
+from darts_ddssm.ssm.networks import MLP, frozen
+from darts_ddssm.ssm.probability_flow import NUM_STEPS, probability_flow_log_prob
 
 # How much of the tracked scale a training step replaces.
 SCALE_UPDATE = 0.02
@@ -205,11 +205,12 @@ class Transition(nn.Module, ABC):
         u: Tensor,
         max_rows: int | None = None,
         num_draws: int = 1,
+        learns: Tensor | None = None,
     ) -> Tensor:
         """Estimate KL(q(z_t | z_{t-1}) || p(z_t | z_{t-j:t-1})) along paths of q.
 
-        A Gaussian transition has it in closed form and heeds neither of the last two
-        arguments.
+        A Gaussian transition has it in closed form and heeds neither ``max_rows`` nor
+        ``num_draws``.
 
         Parameters
         ----------
@@ -222,17 +223,42 @@ class Transition(nn.Module, ABC):
             up to all. ``None`` for all.
         num_draws
             Number of noise levels for each step, if all are evaluated.
+        learns
+            Steps whose KL teaches the transition, (N, T). At the others its parameters are
+            held constant. ``None`` for all.
 
         Returns
         -------
         Tensor
             KL in nats, (N, T).
         """
+        if learns is None:
+            return self._kl_along(path, u, max_rows, num_draws)
+        # each kind of step has its share of the rows
+        share = None if max_rows is None else max(max_rows // 2, 1)
+        with frozen(self):
+            constant = self._kl_along(path, u, share, num_draws, ~learns)
+        return constant + self._kl_along(path, u, share, num_draws, learns)
+
+    def _kl_along(
+        self,
+        path: PosteriorPath,
+        u: Tensor,
+        max_rows: int | None,
+        num_draws: int,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        """KL at some of the steps, (N, T) of booleans, and zero at the others."""
         mean = path.mean - self._centre_along(path.z)
         features, scale = self.context.features(path.z, u), self._scale_along(path.z)
         # (N, T, ...) -> (N * T, ...)
         rows = _Rows(*(x.flatten(0, 1) for x in (features, mean, path.std, scale)))
-        kl = self._kl(rows, max_rows, num_draws)
+        if steps is None:
+            kl = self._kl(rows, max_rows, num_draws)
+        else:
+            chosen = steps.flatten().nonzero().squeeze(-1)
+            kl = self._kl(rows.map(lambda x: x[chosen]), max_rows, num_draws)
+            kl = mean.new_zeros(steps.numel()).index_put((chosen,), kl)
         # (N * T,) -> (N, T)
         return kl.unflatten(0, path.z.shape[:2])
 
@@ -261,6 +287,55 @@ class Transition(nn.Module, ABC):
         ]
         return torch.cat(log_probs).unflatten(0, z.shape[:2])
 
+    def log_prob_next(
+        self, history: History, z: Tensor, u: Tensor, num_steps: int
+    ) -> Tensor:
+        """Log-density of the latent that follows each history in nats, (N,).
+
+        Parameters
+        ----------
+        history
+            Histories of N paths.
+        z
+            The latents, (N, D).
+        u
+            Inputs, (N, U).
+        num_steps
+            Number of network evaluations of a diffusion transition.
+        """
+        contexts, scales = self.context.output(history, u), self.scale(history.started)
+        z = z - self.centre(history.previous, history.started)
+        flat = zip(*(x.split(DENSITY_ROWS) for x in (contexts, z, scales)), strict=True)
+        parts = [self._log_prob(context, x, scale, num_steps) for context, x, scale in flat]
+        return torch.cat(parts)
+
+    def kl_next(
+        self, history: History, mean: Tensor, std: Tensor, u: Tensor, num_draws: int
+    ) -> Tensor:
+        """Estimate KL(q || p) for the latent that follows each history.
+
+        Parameters
+        ----------
+        history
+            Histories of N paths.
+        mean, std
+            Moments of q, (N, D).
+        u
+            Inputs, (N, U).
+        num_draws
+            Number of noise levels of a diffusion transition.
+
+        Returns
+        -------
+        Tensor
+            KL in nats, (N,).
+        """
+        context, scale = self.context.output(history, u), self.scale(history.started)
+        mean = mean - self.centre(history.previous, history.started)
+        # (N, ...) -> (draws * N, ...) -> (draws, N) -> (N,)
+        rows = (x.repeat(num_draws, 1) for x in (context, mean, std, scale))
+        return self._kl_given(*rows).unflatten(0, (num_draws, -1)).mean(0)
+
     def _scale_along(self, z: Tensor) -> Tensor:
         """Return sigma_d at each step of paths (N, T, D): (N, T, 1)."""
         return self.scale(_started_along(z))
@@ -287,7 +362,15 @@ class Transition(nn.Module, ABC):
         """KL of each row, (N,)."""
 
     @abstractmethod
-    def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+    def _kl_given(
+        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor
+    ) -> Tensor:
+        """KL of each row given its context, or an estimate of it, (N,)."""
+
+    @abstractmethod
+    def _log_prob(
+        self, context: Tensor, z: Tensor, scale: Tensor, num_steps: int = NUM_STEPS
+    ) -> Tensor:
         """Log-density of each row in centred coordinates, (N,)."""
 
     @abstractmethod
@@ -330,11 +413,14 @@ class DiffusionTransition(Transition):
 
     def _draw_kl(self, rows: _Rows) -> Tensor:
         """Estimate the KL from one noise level for each row, (N,)."""
-        network = self._network(self.context.network(rows.features))
-        noise = self.noise.draw(rows.mean)
-        return explicit_score_matching(
-            network, rows.mean, rows.std.square(), rows.scale, noise
-        )
+        return self._kl_given(self.context.network(rows.features), *rows[1:])
+
+    def _kl_given(
+        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor
+    ) -> Tensor:
+        noise = self.noise.draw(mean)
+        network = self._network(context)
+        return explicit_score_matching(network, mean, std.square(), scale, noise)
 
     def _network(self, context: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Return F(c_in z, log(sigma / sigma_d)) given contexts (N, H)."""
@@ -345,8 +431,11 @@ class DiffusionTransition(Transition):
 
         return network
 
-    def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
-        return probability_flow_log_prob(self._network(context), z, scale)
+    def _log_prob(
+        self, context: Tensor, z: Tensor, scale: Tensor, num_steps: int = NUM_STEPS
+    ) -> Tensor:
+        network = self._network(context)
+        return probability_flow_log_prob(network, z, scale, num_steps=num_steps)
 
     def _denoiser(
         self, context: Tensor, levels: list[float]
@@ -403,12 +492,18 @@ class GaussianTransition(Transition):
         return scale * mean, scale * std
 
     def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
-        context = self.context.network(rows.features)
-        p = torch.distributions.Normal(*self.moments(context, rows.scale))
-        q = torch.distributions.Normal(rows.mean, rows.std)
+        return self._kl_given(self.context.network(rows.features), *rows[1:])
+
+    def _kl_given(
+        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor
+    ) -> Tensor:
+        p = torch.distributions.Normal(*self.moments(context, scale))
+        q = torch.distributions.Normal(mean, std)
         return torch.distributions.kl_divergence(q, p).sum(-1)
 
-    def _log_prob(self, context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+    def _log_prob(
+        self, context: Tensor, z: Tensor, scale: Tensor, num_steps: int = NUM_STEPS
+    ) -> Tensor:
         moments = self.moments(context, scale)
         return torch.distributions.Normal(*moments).log_prob(z).sum(-1)
 

@@ -419,11 +419,14 @@ class _DDSSMModule(PLForecastingModule):
         dataloader_idx: int | None = None,
     ) -> tuple[Tensor, Any, Any] | Tensor:
         """Draw joint sample paths, (S, B, n, C), or answer a question."""
+        # densities take derivatives, which Lightning's inference mode forbids
+        with torch.inference_mode(False), torch.no_grad():
+            if isinstance(batch, Question):
+                return batch.answer(self.series_model)
+            return self._forecast(batch)
+
+    def _forecast(self, batch: TorchInferenceBatch) -> tuple[Tensor, Any, Any]:
         model = self.series_model
-        if isinstance(batch, Question):
-            # densities take derivatives, which Lightning's inference mode forbids
-            with torch.inference_mode(False), torch.no_grad():
-                return batch.answer(model)
         given = self._split_at_origin(batch, self.pred_n)
         # no more memory than a training batch takes
         length = batch.past_target.shape[1] + self.output_chunk_length

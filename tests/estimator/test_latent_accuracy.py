@@ -67,6 +67,27 @@ def test_log_likelihood(model, held_out):
     assert one.mean() < 3 * one.std() / len(one) ** 0.5
 
 
+def test_predictive_log_densities(model, held_out):
+    """Of each step, beside those of the Kalman filter, with a gap among them."""
+    series = [one.values(copy=True) for one in held_out.series[:32]]
+    for x in series:
+        x[10:13] = np.nan
+    process = held_out.process
+    exact = [
+        np.diff([0.0] + [process.log_likelihood(x[:t]) for t in range(1, LENGTH + 1)])
+        for x in series
+    ]
+    found = model.log_likelihood(
+        [s.with_values(x) for s, x in zip(held_out.series, series, strict=False)],
+        by_step=True,
+        random_state=0,
+    )
+    error = np.stack([one.values()[:, 0] for one in found]) - np.stack(exact)
+    assert np.isnan(error[:, 10:13]).all()
+    assert np.abs(np.nanmean(error)) < 0.06
+    assert np.nanstd(error) < 0.4
+
+
 @pytest.mark.parametrize("filtering, margin", [(False, 1.15), (True, 1.08)])
 def test_states(model, held_out, filtering, margin):
     true = values(held_out.latents).reshape(-1, 2)

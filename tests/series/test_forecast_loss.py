@@ -40,7 +40,8 @@ def test_it_is_the_crps_of_the_forecast(model):
     with torch.no_grad():
         draws = np.array([scored(model, window).item() for _ in range(400)])
         past = Window(*(x[:, :INPUT] for x in window))
-        history = module.ssm.sample_filtered(module.ssm.encode(past), past, 2000, 6)
+        encoded = module.series_model.encode(past)
+        history = module.series_model.sample_states(encoded, 2000, 6).history
         ahead = torch.empty(len(window.x) * 2000, OUTPUT, 0)
         raw = module.ssm.decoder(module.ssm.roll_out(history, ahead, 6), ahead)
         samples = module.likelihood.sample(raw).unflatten(0, (2000, -1)).numpy()

@@ -95,10 +95,10 @@ def test_a_filtered_state_is_what_a_forecast_starts_with(monkeypatch, norm):
 
     def spy(ssm, projection, window, *args, **kwargs):
         given.append(window)
-        return sample_filtered(ssm, projection, window, *args, **kwargs)
+        return sample_states(ssm, projection, window, *args, **kwargs)
 
-    sample_filtered = StateSpaceModel.sample_filtered
-    monkeypatch.setattr(StateSpaceModel, "sample_filtered", spy)
+    sample_states = StateSpaceModel.sample_states
+    monkeypatch.setattr(StateSpaceModel, "sample_states", spy)
     drifting = SERIES + np.linspace(0, 5, len(SERIES), dtype=np.float32)[:, None, None]
     model.predict(1, drifting)
     ask("filtering", model, drifting, batch_size=1)
@@ -220,6 +220,54 @@ def test_outlier_is_found_by_windows():
     parts = [series[i : i + 12] for i in range(0, 69, 4)]
     scores = trained().log_likelihood(parts)
     assert 29 <= 4 * int(np.argmin(scores)) <= 40
+
+
+def test_log_densities_by_step():
+    """In nats, on the last steps of patches; NaN where nothing is observed."""
+    model = fitted(patch_length=3, num_components=2)
+    series = noisy_sine(25, num_components=2)
+    gappy = [with_gaps(series, slice(6, 12)), with_gaps(series, (slice(6, 12), 0))]
+    found = model.log_likelihood(gappy, by_step=True, num_samples=4, random_state=0)
+    for one, steps in zip(gappy, found, strict=True):
+        assert steps.components.to_list() == ["log_density"]
+        assert steps.time_index.equals(one.time_index[::3])
+    # of the third and fourth patch, one value and none
+    missing = [np.isnan(steps.values()[:, 0]).tolist() for steps in found]
+    assert missing[0] == [i == 3 for i in range(9)]
+    assert not any(missing[1])
+
+
+def test_log_densities_by_step_sum_to_that_of_the_series():
+    """The filter, which resamples, comes nearer to it from below."""
+    model, series = trained(), with_gaps(SERIES[:24], slice(9, 11))
+    how = {"num_samples": 500, "random_state": 0}
+    steps = model.log_likelihood(series, by_step=True, **how).values()
+    whole = model.log_likelihood(series, **how)
+    assert -0.05 < np.nansum(steps) / 22 - whole < 0.3
+
+
+def test_an_outlier_has_the_lowest_log_density():
+    values = SERIES.values(copy=True)
+    values[40] += 3
+    series = SERIES.with_values(values)
+    usual, by_step = (
+        trained().log_likelihood(x, by_step=True, num_samples=500, random_state=0).values()
+        for x in (SERIES, series)
+    )
+    assert int(np.argmin(by_step)) == 40
+    # what comes before it does not know of it
+    np.testing.assert_array_equal(by_step[:40], usual[:40])
+
+
+def test_log_density_of_a_step_does_not_depend_on_later_ones():
+    model = fitted(transition="gaussian")
+    how = {"by_step": True, "random_state": 0, "num_samples": 4}
+    one, other = (
+        model.log_likelihood(series, **how).values()
+        for series in (SERIES, later(SERIES, 30))
+    )
+    np.testing.assert_array_equal(one[:31], other[:31])
+    assert not np.isclose(one[31], other[31])
 
 
 @pytest.mark.parametrize("transition", TRANSITIONS)

@@ -25,17 +25,12 @@ def path_by_steps(
     encoder: Encoder, projection: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `Encoder.path` returns, by automatic differentiation of a plain loop."""
-    z, steps = torch.zeros_like(noise[None, :, 0]), []
+    z, steps = torch.zeros_like(noise[:, 0]), []
     for t in range(NUM_STEPS):
-
-        def step(noise: Tensor, z: Tensor = z, t: int = t) -> Tensor:
-            return encoder.step(z, projection[t], noise, FLOOR[t])
-
-        mean = step(torch.zeros_like(z))
-        std = step(torch.ones_like(z)) - mean
-        z = step(noise[None, :, t])
+        mean, std = encoder.moments(z, projection[t], FLOOR[t])
+        z = mean + std * noise[:, t]
         steps.append((z, mean, std))
-    z, mean, std = (torch.cat(x).transpose(0, 1) for x in zip(*steps, strict=True))
+    z, mean, std = (torch.stack(x, 1) for x in zip(*steps, strict=True))
     return z, mean, std
 
 
@@ -129,12 +124,13 @@ def test_untrained_steps_keep_what_came_before():
     torch.manual_seed(0)
     encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32).double()
     projection = encoder(features(1, 150))
-    noise = torch.randn(150, 1, 1, LATENT_DIM).double()
+    noise = torch.randn(150, 1, LATENT_DIM).double()
 
     def last(z: Tensor) -> Tensor:
-        z = z.view(1, 1, -1)
+        z = z.view(1, -1)
         for t in range(1, 150):
-            z = encoder.step(z, projection[t], noise[t], float64(0.01))
+            mean, std = encoder.moments(z, projection[t], float64(0.01))
+            z = mean + std * noise[t]
         return z.flatten()
 
     jacobian = torch.autograd.functional.jacobian(last, float64(0.3, -1.0))

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from darts_ddssm.ssm.context import History
-from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.ssm.particles import States
+from darts_ddssm.ssm.state_space import StateSpaceModel, _teaching_steps
 from darts_ddssm.ssm.window import Window
 from tests.helpers import assert_mean, assert_same_mean, randomised
 
@@ -64,6 +65,15 @@ def future_inputs(num_series: int = 2, num_steps: int = 4) -> Tensor:
     return torch.randn(num_series, num_steps, INPUT_SIZE + PAST_SIZE).double()
 
 
+def no_weight(z: Tensor, series: Tensor, t: int) -> Tensor:
+    """The log-density of an observation that says nothing of its state."""
+    return z.new_zeros(len(z))
+
+
+def states_of(model: StateSpaceModel, window: Window, num_samples: int) -> States:
+    return model.sample_states(model.encode(window), window, no_weight, num_samples, 5)
+
+
 @torch.no_grad()
 def forecast(
     model: StateSpaceModel,
@@ -73,9 +83,10 @@ def forecast(
     mean: bool = False,
 ) -> tuple[History, Tensor]:
     """Histories of S * B paths and the paths that follow, (S, B, n, D)."""
-    history = model.sample_filtered(
-        model.encode(window), window, num_samples, num_solver_steps=5, mean=mean
-    )
+    if mean:
+        history = model.mean_history(model.encode(window), window, 5).repeat(num_samples)
+    else:
+        history = states_of(model, window, num_samples).history
     path = model.roll_out(
         history, inputs.repeat(num_samples, 1, 1), num_solver_steps=5, mean=mean
     )
@@ -121,13 +132,12 @@ def test_where_nothing_is_observed_the_transition_takes_over(transition, order):
     observed[0, 4:] = 0.0
     window = window._replace(observed=observed)
     projection = model.encode(window)
-    arguments = dict(num_samples=1, num_solver_steps=5, mean=True)
-    drawn = model.sample_filtered(projection, window, **arguments).previous
-    before = model.sample_filtered(projection[:4], first_steps(window, 4), **arguments)
+    drawn = model.mean_history(projection, window, 5).previous
+    before = model.mean_history(projection[:4], first_steps(window, 4), 5)
     path = model.roll_out(before, window.transition_inputs[:, 4:], 4, mean=True)
     torch.testing.assert_close(drawn[0], path[0, -1])
     full = window._replace(observed=torch.ones_like(observed))
-    encoded = model.sample_filtered(projection, full, **arguments).previous
+    encoded = model.mean_history(projection, full, 5).previous
     torch.testing.assert_close(drawn[1], encoded[1])
     assert (encoded[0] - path[0, -1]).abs().max() > 1e-3
 
@@ -195,9 +205,7 @@ def test_filtering_ends_where_posterior_paths_do(transition, order):
     copies = Window(*(x.repeat(4000, 1, 1) for x in window))
     with torch.no_grad():
         z = model.sample_posterior(copies).z
-        last = model.sample_filtered(
-            model.encode(window), window, 4000, num_solver_steps=5
-        ).previous
+        last = states_of(model, window, 4000).history.previous
     assert_same_mean(last, z[:, -1])
     centre = z[:, -1].mean(0)
     assert_same_mean((last - centre).square(), (z[:, -1] - centre).square())
@@ -322,6 +330,30 @@ def test_who_learns_does_not_change_the_elbo():
         torch.testing.assert_close(kl, terms[0][1])
 
 
+@pytest.mark.parametrize(
+    "observed, teaching",
+    [
+        # a gap, and the step after it
+        ("1111011111", "1111001111"),
+        ("0111111111", "0011111111"),
+        # every second step: guesses are all there is
+        ("1010101010", "1111111111"),
+        ("1111111111", "1111111111"),
+    ],
+)
+def test_the_transition_learns_from_steps_that_are_observed(observed, teaching):
+    share = torch.tensor([[float(x) for x in observed]]).repeat(50, 1)
+    expected = torch.tensor([[x == "1" for x in teaching]]).repeat(50, 1)
+    assert torch.equal(_teaching_steps(share), expected)
+
+
+def test_a_step_of_which_a_part_is_observed_teaches_as_often():
+    torch.manual_seed(0)
+    share = torch.tensor([1.0, 0.3, 0.3, 1.0, 0.8, 0.6, 1.0]).repeat(20_000, 1)
+    expected = torch.tensor([1.0, 0.3, 0.3, 0.3, 0.8, 0.6, 0.6])
+    assert_mean(_teaching_steps(share).double(), expected.double())
+
+
 # --- states ---------------------------------------------------------------------------
 
 
@@ -334,10 +366,10 @@ def test_states_after_the_last_observation_are_a_forecast(transition, order):
     observed[0, 4:] = 0.0
     window = window._replace(observed=observed)
     torch.manual_seed(3)
-    z = model.sample_smoothed(window, 2000, num_solver_steps=5).unflatten(0, (2000, 2))
+    z = states_of(model, window, 2000).path.unflatten(0, (2000, 2))
     # the first series, as far as it goes, and rolled on
     known = Window(*(x[:1, :4] for x in window))
-    history = model.sample_filtered(model.encode(known), known, 2000, num_solver_steps=5)
+    history = states_of(model, known, 2000).history
     inputs = window.transition_inputs[:1, 4:].repeat(2000, 1, 1)
     ahead = model.roll_out(history, inputs, num_solver_steps=5)
     # what the encoder is told of missing steps bends the known ones a little
@@ -345,18 +377,17 @@ def test_states_after_the_last_observation_are_a_forecast(transition, order):
     assert ((z[:, 0, 4:].mean(0) - ahead.mean(0)).abs() < 0.5 * spread).all()
     torch.testing.assert_close(z[:, 0, 4:].std(0), spread, rtol=0.3, atol=0)
     # the other series ends in q
-    torch.manual_seed(3)
-    encoded = model.sample_posterior(window, 2000).z
-    assert torch.equal(z[:, 1], encoded.unflatten(0, (2000, 2))[:, 1])
-    assert not torch.equal(z[:, 0], encoded.unflatten(0, (2000, 2))[:, 0])
+    encoded = model.sample_posterior(window, 2000).z.unflatten(0, (2000, 2))
+    assert_same_mean(z[:, 1], encoded[:, 1])
 
 
 # --- likelihood -----------------------------------------------------------------------
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
-def test_importance_weights_against_a_grid(transition):
-    """The likelihood of a short series by the forward recursion on a grid of states."""
+def test_predictive_densities_against_a_grid(transition):
+    """Those of a short series with a gap, by the forward recursion on a grid of states."""
     torch.manual_seed(0)
     model = StateSpaceModel(
         num_components=1,
@@ -372,38 +403,38 @@ def test_importance_weights_against_a_grid(transition):
     )
     model = randomised(model).eval().requires_grad_(False)
     model.transition.squared_scale.copy_(torch.tensor([1.0, 0.5]))
-    x = torch.tensor([0.3, -0.5, 1.0, 0.2]).double().view(1, -1, 1)
-    none = x[..., :0]
-    window = Window(x, torch.ones_like(x), none, none, torch.ones_like(x))
+    x = torch.tensor([0.3, -0.5, 1.0, 0.2]).double()
+    seen = torch.tensor([1.0, 1.0, 0.0, 1.0]).double()
 
-    def emission(z: Tensor, u: Tensor, x: Tensor) -> Tensor:
+    def log_emission(z: Tensor, series: Tensor, t: int) -> Tensor:
         # a narrow Gaussian about what the decoder says
-        return Normal(model.decoder(z, u)[..., 0, 0], 0.5).log_prob(x[..., 0])
+        location = model.decoder(z.unsqueeze(1), z.unsqueeze(1)[..., :0])[:, 0, 0, 0]
+        return Normal(location, 0.5).log_prob(x[t])
 
     grid = torch.linspace(-6, 6, 161).double()
     pairs = torch.cartesian_prod(grid, grid).unsqueeze(-1)
     log_p = model.transition.log_prob(pairs, pairs[..., :0]).view(161, 161, 2)
-    log_move, log_first = log_p[..., 1], log_p[:, 0, 0]
-    points = grid.view(-1, 1, 1)
-    log_weight, log_cell = log_first, (grid[1] - grid[0]).log()
+    log_move, log_weight = log_p[..., 1], log_p[:, 0, 0]
+    log_cell, exact = (grid[1] - grid[0]).log(), []
     for t in range(4):
-        seen = emission(points, points[..., :0], x[:, t : t + 1])[:, 0]
-        log_weight = log_weight + seen
-        if t < 3:
-            moved = log_weight.unsqueeze(1) + log_move
-            log_weight = moved.logsumexp(0) + log_cell
-    exact = log_weight.logsumexp(0) + log_cell
+        before = log_weight.logsumexp(0)
+        if seen[t]:
+            log_weight = log_weight + log_emission(grid.view(-1, 1), grid, t)
+        exact.append(log_weight.logsumexp(0) - before)
+        log_weight = (log_weight.unsqueeze(1) + log_move).logsumexp(0) + log_cell
 
-    path = model.sample_posterior(window, 20_000)
-    z, log_q = path.z, path.log_prob()
-    log_p = model.transition.log_prob(z, z[..., :0])
-    log_weights = (emission(z, z[..., :0], x) + log_p - log_q).sum(1)
-    weights = (log_weights - exact).exp()
-    error = (weights.mean() - 1) / (weights.std() / len(weights) ** 0.5)
-    assert error.abs() < 4
-    # many samples know the number well, one does not
-    assert weights.std() / len(weights) ** 0.5 < 0.05
-    assert weights.std() > 0.05
+    x, seen = (part.view(1, -1, 1).repeat(10, 1, 1) for part in (x, seen))
+    window = Window(x, seen, x[..., :0], x[..., :0], torch.ones_like(x))
+    x = x[0, :, 0]
+    found = model.predictive_log_densities(window, log_emission, 300, num_solver_steps=12)
+    assert (found[:, 2] == 0).all()
+    # the logarithm of an unbiased estimate is a little low
+    for estimates, number in zip(found.T, exact, strict=True):
+        assert_mean(estimates + estimates.var() / 2, number, allowance=0.01)
+    # many samples know the number well, few do not
+    assert found.std(0).max() < 0.1
+    few = model.predictive_log_densities(window, log_emission, 2, num_solver_steps=12)
+    assert few.std(0).max() > 0.1
 
 
 @torch.no_grad()

@@ -142,6 +142,57 @@ def test_kl_is_that_of_the_change_since_the_last_latent(kind):
     assert ((kl(7.0) - kl(0.0))[:, 0].abs() > 1e-3).all()
 
 
+@pytest.mark.parametrize("order", [1, None])
+@pytest.mark.parametrize("kind", BOTH)
+def test_kl_of_the_next_step_is_that_of_the_last_of_a_path(kind, order):
+    transition = randomised(transition_of(kind, 2, order))
+    path = PosteriorPath(*posterior(1, 4, latent_dim=2))
+    u = no_inputs(path.z)
+    context = transition.context
+    with torch.no_grad():
+        history = context.from_path(path.z[:, :-1], u[:, :-1]).repeat(4000)
+        moments = (x[:, -1].repeat(4000, 1) for x in path[1:])
+        found = transition.kl_next(history, *moments, u[:, -1].repeat(4000, 1), num_draws=3)
+        copies = PosteriorPath(*(x.repeat(12_000, 1, 1) for x in path))
+        expected = transition.kl(copies, u.repeat(12_000, 1, 1))[:, -1]
+    if kind is GaussianTransition:
+        torch.testing.assert_close(found, expected[:4000])
+    else:
+        assert_same_mean(found, expected)
+        assert found.var() < 0.5 * expected.var()
+
+
+@pytest.mark.parametrize("order", [1, None])
+@pytest.mark.parametrize("kind", BOTH)
+def test_steps_that_do_not_teach(kind, order):
+    """Their KL is the same, and the transition has no gradient of it."""
+    transition = randomised(transition_of(kind, 2, order))
+    z, mean, std = posterior(3, 4, latent_dim=2)
+    learns = torch.arange(12).view(3, 4) % 3 == 0
+    u = no_inputs(z)
+
+    def gradients(counted: Tensor) -> list[Tensor]:
+        transition.zero_grad()
+        moments = mean.clone().requires_grad_()
+        kl = transition.kl(PosteriorPath(z, moments, std), u, learns=learns)
+        (kl * counted).sum().backward()
+        return [moments.grad, *(p.grad for p in transition.parameters())]
+
+    of_encoder, *of_transition = gradients(~learns)
+    assert (of_encoder.abs().sum(-1) > 0).equal(~learns)
+    assert all(x is None or not x.any() for x in of_transition)
+    of_encoder, *of_transition = gradients(learns)
+    assert (of_encoder.abs().sum(-1) > 0).equal(learns)
+    assert any(x is not None and x.any() for x in of_transition)
+
+    path = PosteriorPath(*(x.repeat(3000, 1, 1) for x in (z, mean, std)))
+    with torch.no_grad():
+        u, whole = u.repeat(3000, 1, 1), transition.kl(path, u.repeat(3000, 1, 1))
+        for max_rows in (None, 9000):
+            parts = transition.kl(path, u, max_rows, learns=learns.repeat(3000, 1))
+            assert_same_mean(parts.unflatten(0, (3000, 3)), whole.unflatten(0, (3000, 3)))
+
+
 # --- the scale ------------------------------------------------------------------------
 
 

@@ -1,0 +1,415 @@
+r"""
+Sequential Monte Carlo at gaps: paths of the states given incomplete data.
+
+The encoder's posterior of a state given the one before is Gaussian. Where the data are
+complete the exact one nearly is. In a gap several ways may be open, and which of them
+leads to the next observation shows only there. Paths are therefore drawn in three ways
+[1]_:
+
+- where something is observed, from the encoder;
+- in a gap, from the transition;
+- at the first observations after it, from the encoder, with the weight
+
+  .. math::
+      \log w = \log p_\theta(x_t | \mu_t, u_t) - \mathrm{KL}\bigl(
+          q_\phi(z_t | z_{t-1}, x_{1:T}) \,\|\, p_\psi(z_t | z_{t-j:t-1}, u_t)\bigr) ,
+
+  by which whole histories are resampled.
+
+The weight is the step's part of the ELBO, at the posterior's mean :math:`\mu_t`. The exact
+one has the ratio of the densities at a draw in its place. On average they differ by how far
+q is from the exact posterior of the step, which is alike for all ways that meet the
+observation, and the KL takes no divergence of a flow.
+
+Where hardly a path meets the observation, more are sent through the gap. A gap may be too
+long, or the dynamics too precise, for any number of them. Some paths therefore follow the
+encoder through it, which knows where it ends. They are kept where the others miss.
+
+Letters as in :mod:`darts_ddssm.ssm`; N counts the paths of all series, series by series.
+
+References
+----------
+.. [1] Chopin and Papaspiliopoulos, "An Introduction to Sequential Monte Carlo", Springer
+       2020.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from darts_ddssm.ssm.context import History
+from darts_ddssm.ssm.encoder import Encoder
+from darts_ddssm.ssm.transition import Transition
+from darts_ddssm.ssm.window import Window
+
+# Paths that are sent through the gaps of a series: more, while fewer than so many of them
+# meet the observation after one. Paths count by their effective number.
+GAP_PATHS, ENOUGH_PATHS = (128, 512, 2048), 12.0
+
+# Paths that meet the observation, below which those of the encoder are kept.
+FEW_PATHS = 3.0
+
+# Steps after a gap at which paths are weighted, and noise levels of each weight.
+WEIGHTED_STEPS, WEIGHT_DRAWS = 2, 8
+
+# Network evaluations for the predictive density of a step, which come one after another.
+FLOW_STEPS = 48
+
+# Log-density in nats of what is observed at a step, (N,), of states (N, D) of series (N,).
+LogEmission = Callable[[Tensor, Tensor, int], Tensor]
+
+
+class States(NamedTuple):
+    """Paths of the states given data, of N = S * B rows.
+
+    Attributes
+    ----------
+    path
+        The paths, (N, T, D).
+    history
+        What a forecast needs of them, at their last step.
+    num_met
+        Effective number of the paths that met the observation after a gap, the least over
+        the gaps of each series, (B,). Infinite where there is none.
+    """
+
+    path: Tensor
+    history: History
+    num_met: Tensor
+
+    @property
+    def misses(self) -> Tensor:
+        """Whether the encoder's paths were kept in a gap of each series, (B,)."""
+        return self.num_met < FEW_PATHS
+
+
+def sample_states(
+    transition: Transition,
+    encoder: Encoder,
+    projection: Tensor,
+    window: Window,
+    log_emission: LogEmission,
+    num_samples: int,
+    num_solver_steps: int,
+    filtering: bool = False,
+) -> States:
+    """Draw paths of the states given incomplete data.
+
+    Parameters
+    ----------
+    transition, encoder
+        Parts of the state-space model.
+    projection
+        Output of the encoder, (T, B, 2 * H).
+    window
+        The data, B series.
+    log_emission
+        Log-density of what is observed.
+    num_samples
+        Number S of paths of each series.
+    num_solver_steps
+        Number of network evaluations for each step of a diffusion transition.
+    filtering
+        Whether the last state is all that is asked for. The observations after a gap soon
+        tell where it led, so that no more paths are sent through it.
+
+    Returns
+    -------
+    States
+        Paths of S * B rows, sample by sample.
+    """
+    series = torch.arange(len(window.x), device=projection.device)
+    num_met = projection.new_full((len(series),), torch.inf)
+    found: list[tuple[Tensor, Tensor, History]] = []
+    gap_paths = GAP_PATHS[:1] if filtering else GAP_PATHS
+    for num_paths in gap_paths:
+        rows = series
+
+        def of_rows(z: Tensor, local: Tensor, t: int, rows: Tensor = rows) -> Tensor:
+            return log_emission(z, rows[local], t)
+
+        particles = Particles(
+            transition,
+            encoder,
+            projection[:, rows],
+            Window(*(x[rows] for x in window)),
+            of_rows,
+            num_samples,
+            num_solver_steps,
+            num_paths,
+        )
+        particles.run()
+        num_met[rows] = particles.num_met
+        enough = particles.num_met >= ENOUGH_PATHS
+        if num_paths == gap_paths[-1]:
+            enough = torch.ones_like(enough)
+        kept = enough[particles.owner]
+        owner, path = rows[particles.owner[kept]], particles.path[kept]
+        history = History(*(x[kept] for x in particles.history))
+        found.append((owner, path, history))
+        series = rows[~enough]
+        if len(series) == 0:
+            break
+    owners, paths, histories = zip(*found, strict=True)
+    # (B * S,) -> (S * B,)
+    places = torch.cat(owners).argsort(stable=True)
+    places = places.unflatten(0, (-1, num_samples)).T.flatten()
+    history = History(*(torch.cat(parts)[places] for parts in zip(*histories, strict=True)))
+    return States(torch.cat(paths)[places], history, num_met)
+
+
+def resample(log_weights: Tensor, owner: Tensor, num_samples: int) -> Tensor:
+    """Draw S paths of each series by their weights, evenly.
+
+    Parameters
+    ----------
+    log_weights
+        Logarithms of the weights, (N,), of any sum.
+    owner
+        Number of the series of each path, in rising order, (N,).
+    num_samples
+        Number S of paths that each series is left with.
+
+    Returns
+    -------
+    Tensor
+        Places of the paths that are drawn, S for each series, in rising order.
+    """
+    series, local = owner.unique_consecutive(return_inverse=True)
+    weights = _normalised(log_weights, local, len(series))
+    # one draw and even steps from it leave least to chance
+    starts = torch.rand(len(series), 1).to(weights)
+    steps = (starts + torch.arange(num_samples).to(weights)) / num_samples
+    # the weights of each series sum to one
+    edges = weights.cumsum(0)
+    points = (steps + torch.arange(len(series)).to(steps).unsqueeze(-1)).flatten()
+    places = torch.searchsorted(edges, points)
+    # rounding may lead to a neighbour
+    counts = local.bincount(minlength=len(series))
+    last = counts.cumsum(0)
+    bounds = torch.stack([last - counts, last - 1]).repeat_interleave(num_samples, dim=1)
+    return places.maximum(bounds[0]).minimum(bounds[1])
+
+
+def _normalised(log_weights: Tensor, local: Tensor, num_series: int) -> Tensor:
+    """Weights (N,), those of each series summing to one, in double precision."""
+    log_weights = log_weights.double().nan_to_num(nan=-torch.inf)
+    highest = log_weights.new_full((num_series,), -torch.inf)
+    highest = highest.scatter_reduce(0, local, log_weights, "amax")
+    # where no weight is finite, all are alike
+    lost = highest.isinf()[local]
+    relative = torch.where(lost, 0.0, log_weights - highest[local])
+    weights = relative.exp()
+    total = torch.zeros_like(highest).scatter_add(0, local, weights)
+    return weights / total[local]
+
+
+def effective_number(log_weights: Tensor, owner: Tensor, num_series: int) -> Tensor:
+    """Effective number of the weights of each series, (B,): 1 / sum w^2."""
+    squares = _normalised(log_weights, owner, num_series).square()
+    return 1 / torch.zeros(num_series).to(squares).scatter_add(0, owner, squares)
+
+
+def predictive_log_densities(
+    transition: Transition,
+    encoder: Encoder,
+    encode: Callable[[Window], Tensor],
+    window: Window,
+    log_emission: LogEmission,
+    num_samples: int,
+    num_solver_steps: int,
+    num_context: int,
+) -> Tensor:
+    """Log-density of each observation given those before it, by a particle filter.
+
+    A state is drawn from the encoder, given the data up to its step, or from the
+    transition, half of the paths each. Its weight is the density of transition and emission
+    over that of the draw, at most twice that of the emission. The mean weight estimates the
+    predictive density; the product over all steps is an unbiased estimate of the
+    likelihood.
+
+    Parameters
+    ----------
+    transition, encoder
+        Parts of the state-space model.
+    encode
+        The encoder's output of a window, (T, B, 2 * H).
+    window
+        The data, B series.
+    log_emission
+        Log-density of what is observed.
+    num_samples
+        Number S of paths of each series.
+    num_solver_steps
+        Number of network evaluations for a step of a diffusion transition in a gap.
+    num_context
+        Number of steps that the encoder is given, at most.
+
+    Returns
+    -------
+    Tensor
+        Log-densities in nats, (B, T); 0 where nothing is observed.
+    """
+    num_series, num_steps, _ = window.x.shape
+    owner = torch.arange(num_series, device=window.x.device)
+    owner = owner.repeat_interleave(num_samples)
+    history = transition.context.init(len(owner), window.x)
+    log_weights = window.x.new_zeros(len(owner)).double()
+    floor, seen = transition.min_std(num_steps), window.observed.any(-1)
+    log_densities = []
+    for t in range(num_steps):
+        past = Window(*(x[:, max(t + 1 - num_context, 0) : t + 1] for x in window))
+        u = window.transition_inputs[owner, t]
+        projection = encode(past)[-1]
+        mean, std = encoder.moments(history.previous, projection[owner], floor[t])
+        drawn = transition.sample(history, u, num_solver_steps)
+        from_encoder = (torch.rand_like(mean[:, :1]) < 0.5) & seen[owner, t].unsqueeze(-1)
+        z = torch.where(from_encoder, mean + std * torch.randn_like(mean), drawn)
+        added = torch.zeros_like(log_weights)
+        rows = seen[owner, t].nonzero().squeeze(-1)
+        if len(rows) > 0:
+            some = History(*(x[rows] for x in history))
+            log_p = transition.log_prob_next(some, z[rows], u[rows], FLOW_STEPS)
+            log_q = torch.distributions.Normal(mean[rows], std[rows]).log_prob(z[rows])
+            log_x = log_emission(z[rows], owner[rows], t)
+            log_drawn = torch.logaddexp(log_q.sum(-1), log_p) - math.log(2)
+            added[rows] = (log_p + log_x - log_drawn).double()
+        # (B * S,) -> (B, S)
+        before = log_weights.unflatten(0, (num_series, -1)).logsumexp(1)
+        log_weights = log_weights + added
+        after = log_weights.unflatten(0, (num_series, -1)).logsumexp(1)
+        log_densities.append(after - before)
+        history = transition.context.update(history, z, u)
+        few = effective_number(log_weights, owner, num_series) < num_samples / 2
+        if few.any():
+            drawn = resample(log_weights, owner, num_samples)
+            places = torch.arange(len(owner), device=owner.device)
+            places = torch.where(few[owner], drawn, places)
+            history = History(*(x[places] for x in history))
+            log_weights = torch.where(few[owner], 0.0, log_weights)
+    return torch.stack(log_densities, 1).to(window.x.dtype)
+
+
+class Particles:
+    """Paths of the states of some series, as they grow step by step.
+
+    Parameters
+    ----------
+    transition, encoder
+        Parts of the state-space model.
+    projection, window, log_emission, num_samples, num_solver_steps
+        As for :func:`sample_states`.
+    num_paths
+        Number of paths of each series through a gap, at least.
+    """
+
+    def __init__(
+        self,
+        transition: Transition,
+        encoder: Encoder,
+        projection: Tensor,
+        window: Window,
+        log_emission: LogEmission,
+        num_samples: int,
+        num_solver_steps: int,
+        num_paths: int,
+    ) -> None:
+        self.transition, self.encoder = transition, encoder
+        self.projection, self.log_emission = projection, log_emission
+        self.inputs = window.transition_inputs
+        self.num_samples, self.num_solver_steps = num_samples, num_solver_steps
+        # of each path so many follow the transition into a gap
+        self.factor = -(-num_paths // num_samples)
+        self.floor = transition.min_std(len(projection))
+        self.seen = window.observed.any(-1)
+        # in a gap that ends
+        self.inside = ~self.seen & window.until_last_observation
+        num_steps, num_series, _ = projection.shape
+        self.num_series = num_series
+        self.owner = torch.arange(num_series, device=projection.device)
+        self.owner = self.owner.repeat_interleave(num_samples)
+        self.history = transition.context.init(len(self.owner), projection)
+        self.path = projection.new_zeros(len(self.owner), num_steps, encoder.latent_dim)
+        self.log_weights = projection.new_zeros(len(self.owner))
+        # paths that follow the encoder through the present gap
+        self.guided = torch.zeros_like(self.owner, dtype=torch.bool)
+        self.num_met = projection.new_full((num_series,), torch.inf)
+
+    def run(self) -> None:
+        """Draw all steps."""
+        left = torch.zeros(self.num_series, dtype=torch.int64, device=self.seen.device)
+        before = torch.zeros_like(self.inside[:, 0])
+        for t, inside in enumerate(self.inside.unbind(1)):
+            begins, ended = inside & ~before, before & ~inside
+            if begins.any():
+                self._branch(begins)
+            left = torch.where(ended, WEIGHTED_STEPS, (left - 1).clamp(min=0))
+            weighted = self.seen[:, t] & (left > 0)
+            self._step(t, weighted)
+            if weighted.any():
+                self._select(weighted, ended)
+            before = inside
+        self._resample(torch.ones_like(before))
+
+    def _branch(self, begins: Tensor) -> None:
+        """Make more paths of the series (B,) whose gap begins."""
+        # the copies that follow the transition, and one that follows the encoder
+        counts = torch.where(begins, self.factor + 1, 1)[self.owner]
+        places = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        first = torch.nn.functional.pad(places[1:] != places[:-1], (1, 0), value=True)
+        self._keep(places)
+        self.guided |= first & begins[self.owner]
+
+    def _step(self, t: int, weighted: Tensor) -> None:
+        """Draw a step of all paths, and weight those of some series, (B,)."""
+        owner, history = self.owner, self.history
+        u = self.inputs[owner, t]
+        mean, std = self.encoder.moments(
+            history.previous, self.projection[t, owner], self.floor[t]
+        )
+        z = mean + std * torch.randn_like(mean)
+        rows = (~self.seen[owner, t] & ~self.guided).nonzero().squeeze(-1)
+        if len(rows) > 0:
+            some = history.map(lambda x: x[rows])
+            z[rows] = self.transition.sample(some, u[rows], self.num_solver_steps)
+        rows = (weighted[owner] & ~self.guided).nonzero().squeeze(-1)
+        if len(rows) > 0:
+            some = history.map(lambda x: x[rows])
+            kl = self.transition.kl_next(some, mean[rows], std[rows], u[rows], WEIGHT_DRAWS)
+            self.log_weights[rows] += self.log_emission(mean[rows], owner[rows], t) - kl
+        self.path[:, t] = z
+        self.history = self.transition.context.update(history, z, u)
+
+    def _select(self, weighted: Tensor, ended: Tensor) -> None:
+        """Resample the series (B,) whose gap has ended or whose weights are uneven."""
+        size = self.num_series
+        free = self.log_weights.masked_fill(self.guided, -torch.inf)
+        number = effective_number(free, self.owner, size).to(self.num_met)
+        self.num_met = torch.where(ended, self.num_met.minimum(number), self.num_met)
+        misses = ended & (number < FEW_PATHS)
+        guided = torch.where(self.guided, 0.0, -torch.inf).to(free)
+        ends = ended[self.owner]
+        of_series = torch.where(misses[self.owner], guided, free)
+        self.log_weights = torch.where(ends, of_series, self.log_weights)
+        self.guided = self.guided & ~ends
+        self._resample(ended | (weighted & (number < self.num_samples / 2)))
+
+    def _resample(self, series: Tensor) -> None:
+        """Draw S paths of some series, (B,), by their weights."""
+        chosen = series[self.owner]
+        kept, rows = ((~chosen).nonzero().squeeze(-1), chosen.nonzero().squeeze(-1))
+        if len(rows) == 0:
+            return
+        drawn = rows[resample(self.log_weights[rows], self.owner[rows], self.num_samples)]
+        self.log_weights = self.log_weights.masked_fill(chosen, 0.0)
+        places = torch.cat([kept, drawn])
+        self._keep(places[self.owner[places].argsort(stable=True)])
+
+    def _keep(self, places: Tensor) -> None:
+        """Keep the paths at some places, as often as these are named."""
+        self.owner, self.guided = self.owner[places], self.guided[places]
+        self.path, self.log_weights = self.path[places], self.log_weights[places]
+        self.history = self.history.map(lambda x: x[places])

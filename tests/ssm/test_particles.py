@@ -1,0 +1,222 @@
+"""Paths through gaps, against the exact posterior of a walk with two ways at each step."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from darts_ddssm.datasets import BimodalRandomWalk
+from darts_ddssm.ssm.context import History, MarkovContext
+from darts_ddssm.ssm.particles import (
+    Particles,
+    effective_number,
+    resample,
+    sample_states,
+)
+from darts_ddssm.ssm.window import Window
+from tests.helpers import NUM_ERRORS, assert_same_mean
+
+# without decay, all orders of the same jumps lead to the same place
+WALK = BimodalRandomWalk(decay=1.0, noise=0.1, probability=0.7)
+# of a state given the one before, about both of its values
+SPREAD = 0.05
+NUM_SAMPLES = 100
+
+
+class ExactTransition:
+    """The walk itself, each of its two values a narrow Gaussian."""
+
+    context = MarkovContext(latent_dim=1, input_size=0, hidden_size=1, order=1).double()
+
+    def min_std(self, num_steps: int) -> Tensor:
+        return torch.full((num_steps,), 1e-3).double()
+
+    def sample(self, history: History, u: Tensor, num_solver_steps: int) -> Tensor:
+        up = torch.rand(len(u), 1) < WALK.probability
+        jump = torch.where(up, WALK.step, -WALK.step)
+        return WALK.decay * history.previous + jump + SPREAD * torch.randn_like(jump)
+
+    def kl_next(
+        self, history: History, mean: Tensor, std: Tensor, u: Tensor, num_draws: int
+    ) -> Tensor:
+        """By quadrature, since the logarithm of a mixture has no closed form."""
+        points, weights = np.polynomial.hermite_e.hermegauss(40)
+        z = mean + std * torch.from_numpy(points)
+        centre = WALK.decay * history.previous
+        p, logs = WALK.probability, []
+        for share, jump in ((p, WALK.step), (1 - p, -WALK.step)):
+            one = torch.distributions.Normal(centre + jump, SPREAD)
+            logs.append(one.log_prob(z) + math.log(share))
+        log_p = torch.logaddexp(*logs) @ torch.from_numpy(weights / weights.sum())
+        entropy = (std * math.sqrt(2 * math.pi * math.e)).log().squeeze(-1)
+        return -entropy - log_p
+
+
+class ExactEncoder:
+    """What the data say of a state; where they say nothing, it stays where it was."""
+
+    latent_dim = 1
+
+    def moments(
+        self, z: Tensor, projection: Tensor, floor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x, seen = projection.split(1, dim=-1)
+        return torch.where(seen > 0, x, z), torch.full_like(z, SPREAD)
+
+
+def window_of(series: np.ndarray) -> tuple[Window, Tensor]:
+    """Return series (B, T) with NaN in gaps as a window, and as an encoder's output."""
+    x = torch.from_numpy(series).unsqueeze(-1)
+    observed = (~x.isnan()).double()
+    x = x.nan_to_num()
+    none = x[..., :0]
+    window = Window(x, observed, none, none, torch.ones_like(x))
+    return window, torch.cat([x, observed], -1).transpose(0, 1)
+
+
+def arguments(series: np.ndarray, num_samples: int) -> tuple:
+    window, projection = window_of(series)
+
+    def log_emission(z: Tensor, series: Tensor, t: int) -> Tensor:
+        density = torch.distributions.Normal(z, WALK.noise)
+        return density.log_prob(window.x[series, t]).squeeze(-1)
+
+    parts = ExactTransition(), ExactEncoder(), projection, window, log_emission
+    return *parts, num_samples, 5
+
+
+def paths_of(series: np.ndarray, num_samples: int = NUM_SAMPLES, **kwargs) -> Tensor:
+    """Paths (S, B, T)."""
+    states = sample_states(*arguments(series, num_samples), **kwargs)
+    path = states.path
+    assert torch.equal(states.history.previous, path[:, -1])
+    return path.squeeze(-1).unflatten(0, (num_samples, len(series)))
+
+
+def walk(length: int, seed: int, gap: slice) -> np.ndarray:
+    x = WALK.simulate(1, length, random_state=seed).series[0].values()[:, 0].astype(float)
+    x[gap] = np.nan
+    return x
+
+
+def shares(paths: np.ndarray, ways: np.ndarray) -> np.ndarray:
+    """Share of the paths (S, T) that are near each of the ways (W, T)."""
+    near = np.abs(paths[:, None] - ways).max(-1) < 10 * SPREAD
+    return near.mean(0)
+
+
+# --- the ways through a gap -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_paths_take_each_way_through_a_gap_by_its_probability(length):
+    """Five standard errors of 40 repetitions, and what the approximate weight may cost."""
+    torch.manual_seed(0)
+    x = walk(length + 6, 0, slice(3, 3 + length))
+    posterior = WALK.smooth(x[:, None])
+    likely = posterior.probabilities > 0.03
+    ways, expected = posterior.states[likely, :, 0], posterior.probabilities[likely]
+    assert len(ways) > length
+    paths = paths_of(np.stack([x] * 40)).numpy()
+    found = np.stack([shares(paths[:, i], ways) for i in range(40)])
+    error = found.std(0) / np.sqrt(len(found))
+    assert np.all(np.abs(found.mean(0) - expected) < NUM_ERRORS * error + 0.05)
+
+
+def test_filtering_ends_where_smoothing_does():
+    torch.manual_seed(0)
+    x = np.stack([walk(8, 0, slice(3, 6))] * 50)
+    smoothed, filtered = (paths_of(x, filtering=one) for one in (False, True))
+    assert_same_mean(filtered[..., -1].flatten(), smoothed[..., -1].flatten())
+
+
+def test_both_ways_are_open_at_the_end_of_a_series():
+    """No observation has decided: the filtered state has the weights of the walk."""
+    torch.manual_seed(0)
+    x = np.stack([walk(5, 0, slice(4, 5))] * 50)
+    last = paths_of(x)[..., -1].flatten()
+    centre = WALK.decay * x[0, 3]
+    share = (last > centre).double().mean().item()
+    error = math.sqrt(0.7 * 0.3 / len(last))
+    assert abs(share - 0.7) < NUM_ERRORS * error
+    assert ((last - centre).abs() - WALK.step).abs().max() < 0.5
+
+
+def test_a_gap_at_the_start():
+    torch.manual_seed(0)
+    x = walk(8, 2, slice(0, 3))
+    posterior = WALK.smooth(x[:, None])
+    likely = posterior.probabilities > 0.05
+    paths = paths_of(x[None]).numpy()[:, 0]
+    assert shares(paths, posterior.states[likely, :, 0]).sum() > 0.9
+
+
+def test_series_of_a_batch_keep_to_their_own_data():
+    """With gaps at other steps, of other lengths, or none; and samples in order."""
+    torch.manual_seed(0)
+    gaps = slice(2, 3), slice(4, 8), slice(0, 0), slice(9, 10), slice(0, 5)
+    x = np.stack([walk(10, i, gap) for i, gap in enumerate(gaps)])
+    paths = paths_of(x)
+    assert paths.shape == (NUM_SAMPLES, 5, 10)
+    seen = ~np.isnan(x)
+    distance = np.abs(paths.numpy() - x)[:, seen]
+    assert distance.max() < 6 * SPREAD
+
+
+def test_where_no_path_arrives_those_of_the_encoder_are_kept():
+    """After a gap the series is where no walk could be."""
+    torch.manual_seed(0)
+    x = walk(8, 0, slice(3, 5))
+    x[5:] = 1000.0
+    other = walk(8, 0, slice(3, 4))
+    states = sample_states(*arguments(np.stack([x, other]), NUM_SAMPLES))
+    assert states.misses.tolist() == [True, False]
+    paths = states.path.squeeze(-1)[::2]
+    # the encoder stays where it was
+    assert (paths[:, 3:5] - x[2]).abs().max() < 10 * SPREAD
+    assert (paths[:, 5:] - 1000).abs().max() < 6 * SPREAD
+
+
+def test_paths_that_meet_the_observation_are_counted():
+    """Those that go up as often as they must in five jumps, by how near they come."""
+    torch.manual_seed(0)
+    x = walk(10, 0, slice(3, 7))
+    particles = Particles(*arguments(x[None], NUM_SAMPLES), num_paths=1600)
+    particles.run()
+    up = round((x[7] - x[2]) / WALK.step / 2 + 2.5)
+    share = math.comb(5, up) * 0.7**up * 0.3 ** (5 - up)
+    assert 0.15 * share < particles.num_met / 1600 < 1.2 * share
+
+
+# --- weights --------------------------------------------------------------------------
+
+
+def test_each_path_is_drawn_as_often_as_its_weight_says():
+    """To within one draw."""
+    torch.manual_seed(0)
+    log_weights = torch.randn(60).double() * 2 + 100
+    owner = torch.tensor([3] * 10 + [5] * 30 + [6] * 20)
+    places = resample(log_weights, owner, 50)
+    assert torch.equal(owner[places], torch.tensor([3, 5, 6]).repeat_interleave(50))
+    counts = places.bincount(minlength=60)
+    for series in (3, 5, 6):
+        expected = 50 * log_weights[owner == series].softmax(0)
+        assert ((counts[owner == series] - expected).abs() < 1).all()
+
+
+@pytest.mark.parametrize("lost", [-math.inf, math.nan])
+def test_weights_that_are_not_finite(lost):
+    """Of zero, or where all are, alike."""
+    log_weights = torch.tensor([lost, 0.0, lost, lost])
+    owner = torch.tensor([0, 0, 1, 1])
+    places = resample(log_weights, owner, 4)
+    assert places.tolist() == [1, 1, 1, 1, 2, 2, 3, 3]
+    assert effective_number(log_weights, owner, 2).tolist() == [1.0, 2.0]
+
+
+def test_effective_number():
+    weights = torch.tensor([0.5, 0.25, 0.25, 1.0]).double()
+    found = effective_number(weights.log() + 7, torch.tensor([0, 0, 0, 1]), 3)
+    assert found[:2].tolist() == pytest.approx([1 / (0.25 + 2 / 16), 1.0])
