@@ -52,8 +52,11 @@ GAP_PATHS, ENOUGH_PATHS = (128, 512, 2048), 12.0
 # Paths that meet the observation, below which those of the encoder are kept.
 FEW_PATHS = 3.0
 
+# The most states of all paths, to bound the memory: series by series, if need be.
+MAX_STATES = 2**20
+
 # Steps after a gap at which paths are weighted, and noise levels of each weight.
-WEIGHTED_STEPS, WEIGHT_DRAWS = 2, 8
+WEIGHTED_STEPS, WEIGHT_DRAWS = 2, 16
 
 # Network evaluations for the predictive density of a step, which come one after another.
 FLOW_STEPS = 48
@@ -121,36 +124,40 @@ def sample_states(
     States
         Paths of S * B rows, sample by sample.
     """
-    series = torch.arange(len(window.x), device=projection.device)
-    num_met = projection.new_full((len(series),), torch.inf)
+    num_steps, num_series, _ = projection.shape
+    series = torch.arange(num_series, device=projection.device)
+    num_met = projection.new_full((num_series,), torch.inf)
     found: list[tuple[Tensor, Tensor, History]] = []
     gap_paths = GAP_PATHS[:1] if filtering else GAP_PATHS
     for num_paths in gap_paths:
-        rows = series
+        missed = []
+        size = max(MAX_STATES // (max(num_paths, num_samples) * num_steps), 1)
+        for rows in series.split(size):
 
-        def of_rows(z: Tensor, local: Tensor, t: int, rows: Tensor = rows) -> Tensor:
-            return log_emission(z, rows[local], t)
+            def of_rows(z: Tensor, local: Tensor, t: int, rows: Tensor = rows) -> Tensor:
+                return log_emission(z, rows[local], t)
 
-        particles = Particles(
-            transition,
-            encoder,
-            projection[:, rows],
-            Window(*(x[rows] for x in window)),
-            of_rows,
-            num_samples,
-            num_solver_steps,
-            num_paths,
-        )
-        particles.run()
-        num_met[rows] = particles.num_met
-        enough = particles.num_met >= ENOUGH_PATHS
-        if num_paths == gap_paths[-1]:
-            enough = torch.ones_like(enough)
-        kept = enough[particles.owner]
-        owner, path = rows[particles.owner[kept]], particles.path[kept]
-        history = History(*(x[kept] for x in particles.history))
-        found.append((owner, path, history))
-        series = rows[~enough]
+            particles = Particles(
+                transition,
+                encoder,
+                projection[:, rows],
+                Window(*(x[rows] for x in window)),
+                of_rows,
+                num_samples,
+                num_solver_steps,
+                num_paths,
+            )
+            particles.run()
+            num_met[rows] = particles.num_met
+            enough = particles.num_met >= ENOUGH_PATHS
+            if num_paths == gap_paths[-1]:
+                enough = torch.ones_like(enough)
+            kept = enough[particles.owner]
+            owner, path = rows[particles.owner[kept]], particles.path[kept]
+            history = History(*(x[kept] for x in particles.history))
+            found.append((owner, path, history))
+            missed.append(rows[~enough])
+        series = torch.cat(missed)
         if len(series) == 0:
             break
     owners, paths, histories = zip(*found, strict=True)
@@ -195,8 +202,10 @@ def resample(log_weights: Tensor, owner: Tensor, num_samples: int) -> Tensor:
 
 
 def _normalised(log_weights: Tensor, local: Tensor, num_series: int) -> Tensor:
-    """Weights (N,), those of each series summing to one, in double precision."""
-    log_weights = log_weights.double().nan_to_num(nan=-torch.inf)
+    """Weights (N,), those of each series summing to one."""
+    # 16 bits are too few for sums
+    dtype = torch.promote_types(log_weights.dtype, torch.float32)
+    log_weights = log_weights.to(dtype).nan_to_num(nan=-torch.inf)
     highest = log_weights.new_full((num_series,), -torch.inf)
     highest = highest.scatter_reduce(0, local, log_weights, "amax")
     # where no weight is finite, all are alike
@@ -257,7 +266,7 @@ def predictive_log_densities(
     owner = torch.arange(num_series, device=window.x.device)
     owner = owner.repeat_interleave(num_samples)
     history = transition.context.init(len(owner), window.x)
-    log_weights = window.x.new_zeros(len(owner)).double()
+    log_weights = window.x.new_zeros(len(owner))
     floor, seen = transition.min_std(num_steps), window.observed.any(-1)
     log_densities = []
     for t in range(num_steps):
@@ -276,7 +285,7 @@ def predictive_log_densities(
             log_q = torch.distributions.Normal(mean[rows], std[rows]).log_prob(z[rows])
             log_x = log_emission(z[rows], owner[rows], t)
             log_drawn = torch.logaddexp(log_q.sum(-1), log_p) - math.log(2)
-            added[rows] = (log_p + log_x - log_drawn).double()
+            added[rows] = (log_p + log_x - log_drawn).to(added.dtype)
         # (B * S,) -> (B, S)
         before = log_weights.unflatten(0, (num_series, -1)).logsumexp(1)
         log_weights = log_weights + added
@@ -374,12 +383,14 @@ class Particles:
         rows = (~self.seen[owner, t] & ~self.guided).nonzero().squeeze(-1)
         if len(rows) > 0:
             some = history.map(lambda x: x[rows])
-            z[rows] = self.transition.sample(some, u[rows], self.num_solver_steps)
+            drawn = self.transition.sample(some, u[rows], self.num_solver_steps)
+            z[rows] = drawn.to(z.dtype)
         rows = (weighted[owner] & ~self.guided).nonzero().squeeze(-1)
         if len(rows) > 0:
             some = history.map(lambda x: x[rows])
             kl = self.transition.kl_next(some, mean[rows], std[rows], u[rows], WEIGHT_DRAWS)
-            self.log_weights[rows] += self.log_emission(mean[rows], owner[rows], t) - kl
+            weight = self.log_emission(mean[rows], owner[rows], t) - kl
+            self.log_weights[rows] += weight.to(self.log_weights.dtype)
         self.path[:, t] = z
         self.history = self.transition.context.update(history, z, u)
 

@@ -246,7 +246,8 @@ class StateSpaceModel(nn.Module):
         return sample_states(
             self.transition,
             self.encoder,
-            projection,
+            # 16 bits are too few for the recursion
+            projection.to(self.encoder.weight_in.dtype),
             window,
             log_emission,
             num_samples,

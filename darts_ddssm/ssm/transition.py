@@ -332,9 +332,7 @@ class Transition(nn.Module, ABC):
         """
         context, scale = self.context.output(history, u), self.scale(history.started)
         mean = mean - self.centre(history.previous, history.started)
-        # (N, ...) -> (draws * N, ...) -> (draws, N) -> (N,)
-        rows = (x.repeat(num_draws, 1) for x in (context, mean, std, scale))
-        return self._kl_given(*rows).unflatten(0, (num_draws, -1)).mean(0)
+        return self._kl_next(context, mean, std, scale, num_draws)
 
     def _scale_along(self, z: Tensor) -> Tensor:
         """Return sigma_d at each step of paths (N, T, D): (N, T, 1)."""
@@ -362,10 +360,10 @@ class Transition(nn.Module, ABC):
         """KL of each row, (N,)."""
 
     @abstractmethod
-    def _kl_given(
-        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor
+    def _kl_next(
+        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor, num_draws: int
     ) -> Tensor:
-        """KL of each row given its context, or an estimate of it, (N,)."""
+        """KL of each row given its context, (N,)."""
 
     @abstractmethod
     def _log_prob(
@@ -413,14 +411,25 @@ class DiffusionTransition(Transition):
 
     def _draw_kl(self, rows: _Rows) -> Tensor:
         """Estimate the KL from one noise level for each row, (N,)."""
-        return self._kl_given(self.context.network(rows.features), *rows[1:])
+        network = self._network(self.context.network(rows.features))
+        noise = self.noise.draw(rows.mean)
+        return explicit_score_matching(
+            network, rows.mean, rows.std.square(), rows.scale, noise
+        )
 
-    def _kl_given(
-        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor
+    def _kl_next(
+        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor, num_draws: int
     ) -> Tensor:
-        noise = self.noise.draw(mean)
-        network = self._network(context)
-        return explicit_score_matching(network, mean, std.square(), scale, noise)
+        # Where p and q differ, the integrand is high over a short range of noise levels. A
+        # row whose levels left it out would look likely.
+        noise = self.noise.draw_for_each(mean, num_draws)
+        # (N, ...) -> (draws * N, ...)
+        rows = (x.repeat(num_draws, 1) for x in (context, mean, std.square(), scale))
+        repeated, mean, variance, scale = rows
+        network = self._network(repeated)
+        kl = explicit_score_matching(network, mean, variance, scale, noise)
+        # (draws * N,) -> (draws, N) -> (N,)
+        return kl.unflatten(0, (num_draws, -1)).mean(0)
 
     def _network(self, context: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Return F(c_in z, log(sigma / sigma_d)) given contexts (N, H)."""
@@ -492,10 +501,10 @@ class GaussianTransition(Transition):
         return scale * mean, scale * std
 
     def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
-        return self._kl_given(self.context.network(rows.features), *rows[1:])
+        return self._kl_next(self.context.network(rows.features), *rows[1:], num_draws)
 
-    def _kl_given(
-        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor
+    def _kl_next(
+        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor, num_draws: int
     ) -> Tensor:
         p = torch.distributions.Normal(*self.moments(context, scale))
         q = torch.distributions.Normal(mean, std)
