@@ -81,13 +81,10 @@ class NoiseDraw(NamedTuple):
         Logarithm of the noise level in units of the variable's scale, (N, 1).
     weight
         One over the density of ``log_sigma``, (N, 1).
-    normal
-        Standard normal noise, (N, D).
     """
 
     log_sigma: Tensor
     weight: Tensor
-    normal: Tensor
 
 
 class LogUniformNoise:
@@ -109,23 +106,7 @@ class LogUniformNoise:
         strata = torch.randperm(num_rows, device=like.device).unsqueeze(-1)
         uniform = (strata + torch.rand_like(like[:, :1])) / num_rows
         log_sigma = self.log_low + width * uniform
-        weight = torch.full_like(log_sigma, width)
-        return NoiseDraw(log_sigma, weight, torch.randn_like(like))
-
-    def draw_for_each(self, like: Tensor, num_draws: int) -> NoiseDraw:
-        """Draw levels that are spread evenly, the same for all rows of ``like``, (N, D).
-
-        Rows that are compared share all noise, which then is no difference between them:
-        (num_draws * N, ...), draw by draw.
-        """
-        width = self.log_high - self.log_low
-        strata = torch.arange(num_draws).to(like).unsqueeze(-1)
-        uniform = (strata + torch.rand_like(strata)) / num_draws
-        log_sigma = self.log_low + width * uniform
-        normal = torch.randn_like(like[:1].expand(num_draws, -1))
-        draws = NoiseDraw(log_sigma, torch.full_like(log_sigma, width), normal)
-        # (draws, ...) -> (draws * N, ...)
-        return NoiseDraw(*(x.repeat_interleave(len(like), dim=0) for x in draws))
+        return NoiseDraw(log_sigma, torch.full_like(log_sigma, width))
 
 
 def preconditioned_denoiser(
@@ -229,7 +210,7 @@ def explicit_score_matching(
     scale
         Scale sigma_d, (N, 1).
     noise
-        Noise, its levels and weights, as drawn by :class:`LogUniformNoise`.
+        Noise levels and weights, as drawn by :class:`LogUniformNoise`.
 
     Returns
     -------
@@ -238,7 +219,7 @@ def explicit_score_matching(
     """
     sigma = scale * noise.log_sigma.exp()
     total = variance + sigma.square()
-    z = mean + total.sqrt() * noise.normal
+    z = mean + total.sqrt() * torch.randn_like(mean)
     c_in = (sigma.square() + scale.square()).rsqrt()
     # (D_q - c_skip z) / c_out with the terms of order z cancelled by hand
     target = sigma / (scale * c_in) * (z * c_in.square() - (z - mean) / total)

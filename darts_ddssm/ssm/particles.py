@@ -3,26 +3,19 @@ Sequential Monte Carlo at gaps: paths of the states given incomplete data.
 
 The encoder's posterior of a state given the one before is Gaussian. Where the data are
 complete the exact one nearly is. In a gap several ways may be open, and which of them
-leads to the next observation shows only there. Paths are therefore drawn in three ways
+leads to the next observation shows only there. Paths are therefore drawn in two ways
 [1]_:
 
 - where something is observed, from the encoder;
-- in a gap, from the transition;
-- at the first observations after it, from the encoder, with the weight
+- in a gap, and at the first observation after it, from the transition. There a path has
+  the weight :math:`p_\theta(x_t | z_t, u_t)`, by which whole histories are resampled.
 
-  .. math::
-      \log w = \log p_\theta(x_t | \mu_t, u_t) - \mathrm{KL}\bigl(
-          q_\phi(z_t | z_{t-1}, x_{1:T}) \,\|\, p_\psi(z_t | z_{t-j:t-1}, u_t)\bigr) ,
-
-  by which whole histories are resampled.
-
-The weight is the step's part of the ELBO, at the posterior's mean :math:`\mu_t`. The exact
-one has the ratio of the densities at a draw in its place. On average they differ by how far
-q is from the exact posterior of the step, which is alike for all ways that meet the
-observation, and the KL takes no divergence of a flow.
+The encoder would meet the observation from anywhere. But of a state that was no guess of
+its own it knows little, and the density of its draws under the transition would have to be
+found along the flow.
 
 Where hardly a path meets the observation, more are sent through the gap. A gap may be too
-long, or the dynamics too precise, for any number of them. Some paths therefore follow the
+long, or an observation too precise, for any number of them. Some paths therefore follow the
 encoder through it, which knows where it ends. They are kept where the others miss.
 
 Letters as in :mod:`darts_ddssm.ssm`; N counts the paths of all series, series by series.
@@ -54,9 +47,6 @@ FEW_PATHS = 3.0
 
 # The most states of all paths, to bound the memory: series by series, if need be.
 MAX_STATES = 2**20
-
-# Steps after a gap at which paths are weighted, and noise levels of each weight.
-WEIGHTED_STEPS, WEIGHT_DRAWS = 2, 16
 
 # Network evaluations for the predictive density of a step, which come one after another.
 FLOW_STEPS = 48
@@ -342,26 +332,21 @@ class Particles:
         self.owner = self.owner.repeat_interleave(num_samples)
         self.history = transition.context.init(len(self.owner), projection)
         self.path = projection.new_zeros(len(self.owner), num_steps, encoder.latent_dim)
-        self.log_weights = projection.new_zeros(len(self.owner))
         # paths that follow the encoder through the present gap
         self.guided = torch.zeros_like(self.owner, dtype=torch.bool)
         self.num_met = projection.new_full((num_series,), torch.inf)
 
     def run(self) -> None:
         """Draw all steps."""
-        left = torch.zeros(self.num_series, dtype=torch.int64, device=self.seen.device)
         before = torch.zeros_like(self.inside[:, 0])
         for t, inside in enumerate(self.inside.unbind(1)):
             begins, ended = inside & ~before, before & ~inside
             if begins.any():
                 self._branch(begins)
-            left = torch.where(ended, WEIGHTED_STEPS, (left - 1).clamp(min=0))
-            weighted = self.seen[:, t] & (left > 0)
-            self._step(t, weighted)
-            if weighted.any():
-                self._select(weighted, ended)
+            self._step(t, ended)
+            if ended.any():
+                self._select(t, ended)
             before = inside
-        self._resample(torch.ones_like(before))
 
     def _branch(self, begins: Tensor) -> None:
         """Make more paths of the series (B,) whose gap begins."""
@@ -372,55 +357,42 @@ class Particles:
         self._keep(places)
         self.guided |= first & begins[self.owner]
 
-    def _step(self, t: int, weighted: Tensor) -> None:
-        """Draw a step of all paths, and weight those of some series, (B,)."""
+    def _step(self, t: int, ended: Tensor) -> None:
+        """Draw a step of all paths; the gap of some series, (B,), has just ended."""
         owner, history = self.owner, self.history
         u = self.inputs[owner, t]
         mean, std = self.encoder.moments(
             history.previous, self.projection[t, owner], self.floor[t]
         )
         z = mean + std * torch.randn_like(mean)
-        rows = (~self.seen[owner, t] & ~self.guided).nonzero().squeeze(-1)
+        from_transition = (~self.seen[:, t] | ended)[owner] & ~self.guided
+        rows = from_transition.nonzero().squeeze(-1)
         if len(rows) > 0:
             some = history.map(lambda x: x[rows])
             drawn = self.transition.sample(some, u[rows], self.num_solver_steps)
             z[rows] = drawn.to(z.dtype)
-        rows = (weighted[owner] & ~self.guided).nonzero().squeeze(-1)
-        if len(rows) > 0:
-            some = history.map(lambda x: x[rows])
-            kl = self.transition.kl_next(some, mean[rows], std[rows], u[rows], WEIGHT_DRAWS)
-            weight = self.log_emission(mean[rows], owner[rows], t) - kl
-            self.log_weights[rows] += weight.to(self.log_weights.dtype)
         self.path[:, t] = z
         self.history = self.transition.context.update(history, z, u)
 
-    def _select(self, weighted: Tensor, ended: Tensor) -> None:
-        """Resample the series (B,) whose gap has ended or whose weights are uneven."""
-        size = self.num_series
-        free = self.log_weights.masked_fill(self.guided, -torch.inf)
-        number = effective_number(free, self.owner, size).to(self.num_met)
+    def _select(self, t: int, ended: Tensor) -> None:
+        """Resample the paths of the series, (B,), whose gap has ended."""
+        chosen = ended[self.owner]
+        kept, rows = (~chosen).nonzero().squeeze(-1), chosen.nonzero().squeeze(-1)
+        owner, guided = self.owner[rows], self.guided[rows]
+        log_weights = self.log_emission(self.path[rows, t], owner, t)
+        log_weights = log_weights.masked_fill(guided, -torch.inf)
+        number = effective_number(log_weights, owner, self.num_series).to(self.num_met)
         self.num_met = torch.where(ended, self.num_met.minimum(number), self.num_met)
-        misses = ended & (number < FEW_PATHS)
-        guided = torch.where(self.guided, 0.0, -torch.inf).to(free)
-        ends = ended[self.owner]
-        of_series = torch.where(misses[self.owner], guided, free)
-        self.log_weights = torch.where(ends, of_series, self.log_weights)
-        self.guided = self.guided & ~ends
-        self._resample(ended | (weighted & (number < self.num_samples / 2)))
-
-    def _resample(self, series: Tensor) -> None:
-        """Draw S paths of some series, (B,), by their weights."""
-        chosen = series[self.owner]
-        kept, rows = ((~chosen).nonzero().squeeze(-1), chosen.nonzero().squeeze(-1))
-        if len(rows) == 0:
-            return
-        drawn = rows[resample(self.log_weights[rows], self.owner[rows], self.num_samples)]
-        self.log_weights = self.log_weights.masked_fill(chosen, 0.0)
+        of_encoder = torch.where(guided, 0.0, -torch.inf).to(log_weights)
+        misses = (number < FEW_PATHS)[owner]
+        log_weights = torch.where(misses, of_encoder, log_weights)
+        drawn = rows[resample(log_weights, owner, self.num_samples)]
+        self.guided = self.guided & ~chosen
         places = torch.cat([kept, drawn])
         self._keep(places[self.owner[places].argsort(stable=True)])
 
     def _keep(self, places: Tensor) -> None:
         """Keep the paths at some places, as often as these are named."""
         self.owner, self.guided = self.owner[places], self.guided[places]
-        self.path, self.log_weights = self.path[places], self.log_weights[places]
+        self.path = self.path[places]
         self.history = self.history.map(lambda x: x[places])

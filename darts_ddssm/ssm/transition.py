@@ -309,31 +309,6 @@ class Transition(nn.Module, ABC):
         parts = [self._log_prob(context, x, scale, num_steps) for context, x, scale in flat]
         return torch.cat(parts)
 
-    def kl_next(
-        self, history: History, mean: Tensor, std: Tensor, u: Tensor, num_draws: int
-    ) -> Tensor:
-        """Estimate KL(q || p) for the latent that follows each history.
-
-        Parameters
-        ----------
-        history
-            Histories of N paths.
-        mean, std
-            Moments of q, (N, D).
-        u
-            Inputs, (N, U).
-        num_draws
-            Number of noise levels of a diffusion transition.
-
-        Returns
-        -------
-        Tensor
-            KL in nats, (N,).
-        """
-        context, scale = self.context.output(history, u), self.scale(history.started)
-        mean = mean - self.centre(history.previous, history.started)
-        return self._kl_next(context, mean, std, scale, num_draws)
-
     def _scale_along(self, z: Tensor) -> Tensor:
         """Return sigma_d at each step of paths (N, T, D): (N, T, 1)."""
         return self.scale(_started_along(z))
@@ -358,12 +333,6 @@ class Transition(nn.Module, ABC):
     @abstractmethod
     def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
         """KL of each row, (N,)."""
-
-    @abstractmethod
-    def _kl_next(
-        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor, num_draws: int
-    ) -> Tensor:
-        """KL of each row given its context, (N,)."""
 
     @abstractmethod
     def _log_prob(
@@ -416,20 +385,6 @@ class DiffusionTransition(Transition):
         return explicit_score_matching(
             network, rows.mean, rows.std.square(), rows.scale, noise
         )
-
-    def _kl_next(
-        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor, num_draws: int
-    ) -> Tensor:
-        # Where p and q differ, the integrand is high over a short range of noise levels. A
-        # row whose levels left it out would look likely.
-        noise = self.noise.draw_for_each(mean, num_draws)
-        # (N, ...) -> (draws * N, ...)
-        rows = (x.repeat(num_draws, 1) for x in (context, mean, std.square(), scale))
-        repeated, mean, variance, scale = rows
-        network = self._network(repeated)
-        kl = explicit_score_matching(network, mean, variance, scale, noise)
-        # (draws * N,) -> (draws, N) -> (N,)
-        return kl.unflatten(0, (num_draws, -1)).mean(0)
 
     def _network(self, context: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Return F(c_in z, log(sigma / sigma_d)) given contexts (N, H)."""
@@ -501,13 +456,9 @@ class GaussianTransition(Transition):
         return scale * mean, scale * std
 
     def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
-        return self._kl_next(self.context.network(rows.features), *rows[1:], num_draws)
-
-    def _kl_next(
-        self, context: Tensor, mean: Tensor, std: Tensor, scale: Tensor, num_draws: int
-    ) -> Tensor:
-        p = torch.distributions.Normal(*self.moments(context, scale))
-        q = torch.distributions.Normal(mean, std)
+        context = self.context.network(rows.features)
+        p = torch.distributions.Normal(*self.moments(context, rows.scale))
+        q = torch.distributions.Normal(rows.mean, rows.std)
         return torch.distributions.kl_divergence(q, p).sum(-1)
 
     def _log_prob(

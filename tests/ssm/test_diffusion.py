@@ -91,8 +91,7 @@ class LogisticNoise:
 
     def draw(self, like: Tensor) -> NoiseDraw:
         uniform = torch.rand_like(like[:, :1]).clamp(1e-12, 1 - 1e-12)
-        weight = 1 / (uniform * (1 - uniform))
-        return NoiseDraw(uniform.logit() - 1, weight, torch.randn_like(like))
+        return NoiseDraw(uniform.logit() - 1, 1 / (uniform * (1 - uniform)))
 
 
 MOMENTS = {  # mean and variance of q, mean and variance of p

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from darts_ddssm.ssm.context import History, MarkovContext, RecurrentContext
 from darts_ddssm.ssm.encoder import PosteriorPath
+from darts_ddssm.ssm.probability_flow import NUM_STEPS
 from darts_ddssm.ssm.transition import (
     DRIFT_RIDGE,
     DiffusionTransition,
@@ -144,46 +145,14 @@ def test_kl_is_that_of_the_change_since_the_last_latent(kind):
 
 @pytest.mark.parametrize("order", [1, None])
 @pytest.mark.parametrize("kind", BOTH)
-def test_kl_of_the_next_step_is_that_of_the_last_of_a_path(kind, order):
+@torch.no_grad()
+def test_density_of_the_next_step_is_that_of_the_last_of_a_path(kind, order):
     transition = randomised(transition_of(kind, 2, order))
-    path = PosteriorPath(*posterior(1, 4, latent_dim=2))
-    u = no_inputs(path.z)
-    context = transition.context
-    with torch.no_grad():
-        history = context.from_path(path.z[:, :-1], u[:, :-1])
-        moments = [x[:, -1] for x in path[1:]]
-        # all rows of a call have the same noise levels
-        found = torch.cat(
-            [transition.kl_next(history, *moments, u[:, -1], 3) for _ in range(1000)]
-        )
-        copies = PosteriorPath(*(x.repeat(12_000, 1, 1) for x in path))
-        expected = transition.kl(copies, u.repeat(12_000, 1, 1))[:, -1]
-    if kind is GaussianTransition:
-        torch.testing.assert_close(found, expected[:1000])
-    else:
-        assert_same_mean(found, expected)
-        # levels that are spread evenly leave less to chance than three by chance do
-        assert found.var() < 0.33 * expected.var()
-
-
-def test_states_are_compared_under_the_same_noise():
-    """By how likely they are, and not by the noise that the KL is estimated from."""
-    transition = transition_of(DiffusionTransition, 2, 1)
-    history = transition.context.init(4, float64(0.0))
-    # an untrained transition is a standard normal variable
-    mean = float64([0.0, 0.0], [0.1, 0.0], [1.0, 1.0], [5.0, 5.0])
-    std = torch.full((4, 2), 0.05).double()
-    with torch.no_grad():
-        u = history.previous[:, :0]
-        kl = torch.stack(
-            [transition.kl_next(history, mean, std, u, 16) for _ in range(200)]
-        )
-    difference = kl - kl[:, :1]
-    exact = mean.square().sum(-1) / 2
-    assert_mean(difference, exact)
-    # states that are nearly alike differ by little, however noisy the estimate
-    assert difference[:, 1].std() < 0.15 < 0.5 < kl[:, 1].std()
-    assert difference[:, 3].min() > 5
+    z = posterior(5, 4, latent_dim=2)[0]
+    u = no_inputs(z)
+    history = transition.context.from_path(z[:, :-1], u[:, :-1])
+    found = transition.log_prob_next(history, z[:, -1], u[:, -1], NUM_STEPS)
+    torch.testing.assert_close(found, transition.log_prob(z, u)[:, -1])
 
 
 @pytest.mark.parametrize("order", [1, None])
