@@ -91,6 +91,11 @@ class Encoded(NamedTuple):
     patches: Window
     projection: Tensor
 
+    @property
+    def scale(self) -> Scale:
+        """The map from data to normalised values."""
+        return self.normalised.scale
+
 
 @dataclass(frozen=True)
 class SeriesModel:
@@ -407,7 +412,7 @@ class SeriesModel:
         samples = []
         for size in group_sizes(num_samples, max_paths // len(context.x)):
             raw = self.forecast_parameters(encoded, horizon, n, size, num_solver_steps)
-            samples.append(self.draw(raw, encoded.normalised.scale))
+            samples.append(self.draw(raw, encoded.scale))
         return torch.cat(samples)
 
     def marginal_parameters(
@@ -443,10 +448,7 @@ class SeriesModel:
         parameters = marginal_parameters(self.likelihood, raw)
         if self.family.location_scale:
             mean, std = parameters
-            parameters = (
-                encoded.normalised.scale.to_data(mean),
-                std * encoded.normalised.scale.spread,
-            )
+            parameters = encoded.scale.to_data(mean), std * encoded.scale.spread
         return torch.stack(parameters, dim=-1)
 
     def mean_path_parameters(
@@ -462,11 +464,7 @@ class SeriesModel:
         encoded = self.encode(context)
         how = 1, num_solver_steps, True
         raw = self.forecast_parameters(encoded, horizon, n, *how)[0]
-        return (
-            encoded.normalised.scale.parameters_to_data(raw)
-            if self.family.location_scale
-            else raw
-        )
+        return encoded.scale.parameters_to_data(raw) if self.family.location_scale else raw
 
 
 def group_sizes(total: int, size: int) -> Iterator[int]:

@@ -15,8 +15,8 @@ its own it knows little, and the density of its draws under the transition would
 found along the flow.
 
 Where hardly a path meets the observation, more are sent through the gap. A gap may be too
-long, or an observation too precise, for any number of them. Some paths therefore follow the
-encoder through it, which knows where it ends. They are kept where the others miss.
+long, or an observation too precise, for any number of them. Some paths therefore are led
+by the encoder, which knows where the gap ends. They are kept where the others miss.
 
 Letters as in :mod:`darts_ddssm.ssm`; N counts the paths of all series, series by series.
 
@@ -43,7 +43,7 @@ from darts_ddssm.ssm.window import Window
 GAP_PATHS, ENOUGH_PATHS = (128, 512, 2048), 12.0
 
 # Paths that meet the observation, below which those of the encoder are kept.
-FEW_PATHS = 3.0
+FEW_PATHS = 6.0
 
 # The most states of all paths, to bound the memory: series by series, if need be.
 MAX_STATES = 2**20
@@ -107,7 +107,8 @@ def sample_states(
         Number of network evaluations for each step of a diffusion transition.
     filtering
         Whether the last state is all that is asked for. The observations after a gap soon
-        tell where it led, so that no more paths are sent through it.
+        tell where it led: no more paths are sent through it, and the encoder leads from its
+        end on, since it has seen few long gaps.
 
     Returns
     -------
@@ -136,6 +137,7 @@ def sample_states(
                 num_samples,
                 num_solver_steps,
                 num_paths,
+                filtering,
             )
             particles.run()
             num_met[rows] = particles.num_met
@@ -303,6 +305,8 @@ class Particles:
         As for :func:`sample_states`.
     num_paths
         Number of paths of each series through a gap, at least.
+    filtering
+        Whether paths that are led by the encoder are so from the end of a gap on.
     """
 
     def __init__(
@@ -315,11 +319,13 @@ class Particles:
         num_samples: int,
         num_solver_steps: int,
         num_paths: int,
+        filtering: bool = False,
     ) -> None:
         self.transition, self.encoder = transition, encoder
         self.projection, self.log_emission = projection, log_emission
         self.inputs = window.transition_inputs
         self.num_samples, self.num_solver_steps = num_samples, num_solver_steps
+        self.filtering = filtering
         # of each path so many follow the transition into a gap
         self.factor = -(-num_paths // num_samples)
         self.floor = transition.min_std(len(projection))
@@ -332,7 +338,7 @@ class Particles:
         self.owner = self.owner.repeat_interleave(num_samples)
         self.history = transition.context.init(len(self.owner), projection)
         self.path = projection.new_zeros(len(self.owner), num_steps, encoder.latent_dim)
-        # paths that follow the encoder through the present gap
+        # paths that are led by the encoder through the present gap
         self.guided = torch.zeros_like(self.owner, dtype=torch.bool)
         self.num_met = projection.new_full((num_series,), torch.inf)
 
@@ -350,7 +356,7 @@ class Particles:
 
     def _branch(self, begins: Tensor) -> None:
         """Make more paths of the series (B,) whose gap begins."""
-        # the copies that follow the transition, and one that follows the encoder
+        # the copies that follow the transition, and one that is led by the encoder
         counts = torch.where(begins, self.factor + 1, 1)[self.owner]
         places = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         first = torch.nn.functional.pad(places[1:] != places[:-1], (1, 0), value=True)
@@ -365,7 +371,10 @@ class Particles:
             history.previous, self.projection[t, owner], self.floor[t]
         )
         z = mean + std * torch.randn_like(mean)
-        from_transition = (~self.seen[:, t] | ended)[owner] & ~self.guided
+        missing, guided = ~self.seen[owner, t], self.guided
+        from_transition = (missing | ended[owner]) & ~guided
+        if self.filtering:
+            from_transition |= missing
         rows = from_transition.nonzero().squeeze(-1)
         if len(rows) > 0:
             some = history.map(lambda x: x[rows])

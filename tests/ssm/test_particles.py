@@ -164,6 +164,15 @@ def test_where_no_path_arrives_those_of_the_encoder_are_kept():
     assert (paths[:, 5:] - 1000).abs().max() < 6 * SPREAD
 
 
+def test_filtering_follows_the_transition_into_a_gap_that_no_path_leaves():
+    torch.manual_seed(0)
+    x = walk(8, 0, slice(3, 5))
+    x[5:] = 1000.0
+    paths = paths_of(x[None], filtering=True)[:, 0]
+    assert ((paths[:, 3] - x[2]).abs() - WALK.step).abs().max() < 1
+    assert (paths[:, 5:] - 1000).abs().max() < 6 * SPREAD
+
+
 def test_paths_that_meet_the_observation_are_counted():
     """Those that go up as often as they must in five jumps, by how near they come."""
     torch.manual_seed(0)
