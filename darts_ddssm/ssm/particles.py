@@ -42,6 +42,9 @@ from darts_ddssm.ssm.window import Window
 # meet the observation after one. Paths count by their effective number.
 GAP_PATHS, ENOUGH_PATHS = (128, 512, 2048), 12.0
 
+# The most steps of all paths of a series through its gaps, beyond which no more are sent.
+MAX_GAP_STEPS = 2**16
+
 # Paths that meet the observation, below which those of the encoder are kept.
 FEW_PATHS = 6.0
 
@@ -118,9 +121,10 @@ def sample_states(
     num_steps, num_series, _ = projection.shape
     series = torch.arange(num_series, device=projection.device)
     num_met = projection.new_full((num_series,), torch.inf)
+    hidden = ~window.observed.any(-1) & window.until_last_observation
     found: list[tuple[Tensor, Tensor, History]] = []
     gap_paths = GAP_PATHS[:1] if filtering else GAP_PATHS
-    for num_paths in gap_paths:
+    for num_paths, more_paths in zip(gap_paths, (*gap_paths[1:], None), strict=True):
         missed = []
         size = max(MAX_STATES // (max(num_paths, num_samples) * num_steps), 1)
         for rows in series.split(size):
@@ -142,8 +146,10 @@ def sample_states(
             particles.run()
             num_met[rows] = particles.num_met
             enough = particles.num_met >= ENOUGH_PATHS
-            if num_paths == gap_paths[-1]:
+            if more_paths is None:
                 enough = torch.ones_like(enough)
+            else:
+                enough |= more_paths * hidden[rows].sum(1) > MAX_GAP_STEPS
             kept = enough[particles.owner]
             owner, path = rows[particles.owner[kept]], particles.path[kept]
             history = History(*(x[kept] for x in particles.history))
