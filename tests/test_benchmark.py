@@ -1,7 +1,6 @@
 """The benchmark: its scores, its store, and each suite end to end, very small."""
 
 import importlib
-import itertools
 import runpy
 import subprocess
 import sys
@@ -144,31 +143,22 @@ def test_filling_a_context_does_not_look_ahead(modules):
     assert modules["real"].interpolated(series[:3]).values()[-1, 0] == 2
 
 
-def test_particle_filter_draws_from_the_posterior(modules):
-    # 2^8 paths of signs, whose weights are exact, and one value that is missing
-    process = BimodalRandomWalk(step=1.0, noise=0.8, probability=0.7)
-    x = np.array([0.9, 0.1, np.nan, 1.2, 2.0, 0.6, 1.5, 2.1])
-    signs = np.array(list(itertools.product([-1, 1], repeat=len(x))))
-    states = np.zeros((len(signs), len(x) + 1))
-    for t in range(len(x)):
-        states[:, t + 1] = process.decay * states[:, t] + process.step * signs[:, t]
-    log_weight = -0.5 * np.nansum(((x - states[:, 1:]) / process.noise) ** 2, axis=1)
-    weight = np.exp(log_weight) * np.where(signs > 0, 0.7, 0.3).prod(1)
-    weight /= weight.sum()
-    last = states[:, -1]
-    mean = weight @ last
-    std = np.sqrt(weight @ (last - mean) ** 2)
-
+def test_divergence_is_to_the_density_given_incomplete_series(modules):
     robustness = modules["robustness"]
-    contexts = [TimeSeries.from_values(x[:, None])] * 16
-    drawn = robustness.filtered_states(process, contexts, seed=0)
-    # (S * N, 1) -> (S, N)
-    drawn = drawn.reshape(robustness.NUM_SAMPLES, 16)
-    # particles share ancestors: an error of 16 filters is known from their spread
-    error = drawn.mean(0).std(ddof=1) / 4
-    assert error < 0.02 * std
-    assert abs(drawn.mean() - mean) < 5 * error
-    assert drawn.std() == pytest.approx(std, rel=0.05)
+    for process in (BimodalRandomWalk(), robustness.HeavyTailedWalk(noise=0.5)):
+        series = process.simulate(8, 10, random_state=0).series
+        gappy = robustness.with_missing(series, 0.5, seed=0)
+        known = [process.smooth(one.values()) for one in gappy]
+        states = [paths.sample(512, i)[:, -1] for i, paths in enumerate(known)]
+        drawn = process.sample_future(np.stack(states, axis=1), 1, 1, random_state=0)[0]
+        assert robustness.divergence(drawn, known, process) < 0.05
+        # of what the gaps leave open, one way alone
+        surer = process.sample_future(
+            np.stack([states[i][:1].repeat(512, 0) for i in range(8)], axis=1), 1, 1
+        )[0]
+        assert robustness.divergence(surer, known, process) > 0.1
+        shifted = drawn + process.step / 2
+        assert robustness.divergence(shifted, known, process) > 0.4
 
 
 def test_store_keeps_budgets_apart_and_forgets_mended_errors(modules, tmp_path):
