@@ -160,7 +160,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     samples = forecast(trained.model, scaler, contexts, 1, cell.seed)
     known = [process.smooth(one.values()) for one in contexts]
     drawn = [
-        paths.sample(NUM_SAMPLES, seed + 5 + i)[:, -1] for i, paths in enumerate(known)
+        paths.sample(NUM_SAMPLES, seed + 7 + i)[:, -1] for i, paths in enumerate(known)
     ]
     # (S, N, 1) -> (1, S, N, 1, 1) -> (S, N, 1, 1)
     oracle = process.sample_future(np.stack(drawn, axis=1), 1, 1, seed + 6)[0]
