@@ -48,6 +48,13 @@ class StatePaths(NamedTuple):
         ------
         ValueError
             If `num_samples` is not positive.
+
+        Examples
+        --------
+        >>> from darts_ddssm.datasets import BimodalRandomWalk
+        >>> paths = BimodalRandomWalk().smooth([[4.0], [float("nan")], [3.3]])
+        >>> paths.sample(100, random_state=0).shape
+        (100, 3, 1)
         """
         check_positive(num_samples=num_samples)
         rng = np.random.default_rng(random_state)
