@@ -121,7 +121,6 @@ def sample_states(
     num_steps, num_series, _ = projection.shape
     series = torch.arange(num_series, device=projection.device)
     num_met = projection.new_full((num_series,), torch.inf)
-    hidden = ~window.observed.any(-1) & window.until_last_observation
     found: list[tuple[Tensor, Tensor, History]] = []
     gap_paths = GAP_PATHS[:1] if filtering else GAP_PATHS
     for num_paths, more_paths in zip(gap_paths, (*gap_paths[1:], None), strict=True):
@@ -149,7 +148,7 @@ def sample_states(
             if more_paths is None:
                 enough = torch.ones_like(enough)
             else:
-                enough |= more_paths * hidden[rows].sum(1) > MAX_GAP_STEPS
+                enough |= more_paths * particles.inside.sum(1) > MAX_GAP_STEPS
             kept = enough[particles.owner]
             owner, path = rows[particles.owner[kept]], particles.path[kept]
             history = History(*(x[kept] for x in particles.history))
@@ -251,7 +250,7 @@ def predictive_log_densities(
     num_samples
         Number S of paths of each series.
     num_solver_steps
-        Number of network evaluations for a step of a diffusion transition in a gap.
+        Number of network evaluations for each step of a diffusion transition.
     num_context
         Number of steps that the encoder is given, at most.
 
@@ -266,10 +265,10 @@ def predictive_log_densities(
     history = transition.context.init(len(owner), window.x)
     log_weights = window.x.new_zeros(len(owner))
     floor, seen = transition.min_std(num_steps), window.observed.any(-1)
-    log_densities = []
+    inputs, log_densities = window.transition_inputs, []
     for t in range(num_steps):
         past = Window(*(x[:, max(t + 1 - num_context, 0) : t + 1] for x in window))
-        u = window.transition_inputs[owner, t]
+        u = inputs[owner, t]
         projection = encode(past)[-1]
         mean, std = encoder.moments(history.previous, projection[owner], floor[t])
         drawn = transition.sample(history, u, num_solver_steps)
