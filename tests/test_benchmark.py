@@ -4,7 +4,10 @@ import importlib
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +20,8 @@ from darts_ddssm.datasets import BimodalRandomWalk
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmark"
 MODULES = (
     "cells",
+    "gift",
+    "gift_data",
     "methods",
     "real",
     "report",
@@ -252,3 +257,285 @@ def test_command_runs_each_cell_in_a_process_of_its_own(passengers, tmp_path):
     report = (tmp_path / "o" / "real.md").read_text()
     assert "| air passengers |" in report
     assert "Failed: beer" in report and "FileNotFoundError" in report
+
+
+def write_series(path: Path, *rows: np.ndarray) -> None:
+    """Write a file as the suite of GIFT-Eval reads it, empty where missing."""
+    cells = [["" if np.isnan(x) else str(x) for x in row] for row in rows]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(",".join(row) + "\n" for row in cells))
+
+
+@pytest.fixture
+def gift_files(tmp_path):
+    """Write two configurations of GIFT-Eval, tiny, and published scores of one."""
+    rng = np.random.default_rng(0)
+    days = 100 + 10 * np.sin(2 * np.pi * np.arange(400) / 7) + rng.standard_normal(400)
+    short, gappy = rng.poisson(5.0, 30).astype(float), rng.poisson(5.0, 40).astype(float)
+    gappy[[0, 1, 20, 30, -1]] = np.nan
+    write_series(tmp_path / "gift" / "births_d.csv", days)
+    ended = np.array([4.0, *[np.nan] * 29])
+    write_series(tmp_path / "gift" / "hospital.csv", short, gappy, ended)
+    rows = [
+        "configuration,model,mean_weighted_sum_quantile_loss,MASE",
+        "births_d,seasonal_naive,0.5,2.0",
+        "hospital,seasonal_naive,0.25,1.0",
+        "births_d,other-nano,0.25,0.5",
+        "hospital,other-nano,0.0625,0.25",
+        "births_d,half,0.1,0.1",
+    ]
+    (tmp_path / "gift" / "published.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "season", "dates"),
+    [
+        ("15T", 96, ["2019-12-31 23:45", "2020-01-01 00:00"]),
+        ("10S", 360, ["2019-12-31 23:59:50", "2020-01-01 00:00"]),
+        ("H", 24, ["2019-12-31 23:00", "2020-01-01 00:00"]),
+        ("7h", 1, ["2019-12-31 17:00", "2020-01-01 00:00"]),
+        ("D", 1, ["2019-12-31", "2020-01-01"]),
+        ("W-THU", 1, ["2019-12-26", "2020-01-02"]),
+        ("W-SUN", 1, ["2019-12-29", "2020-01-05"]),
+        ("M", 12, ["2019-12-01", "2020-01-01"]),
+        ("QE-DEC", 4, ["2019-10-01", "2020-01-01"]),
+        ("A-DEC", 1, ["2019-01-01", "2020-01-01"]),
+    ],
+)
+def test_gift_frequency(modules, text, season, dates):
+    frequency = modules["gift_data"].Frequency.parse(text)
+    assert frequency.season == season
+    index = frequency.dates(pd.Timestamp("2020-01-01"), -1, 1)
+    assert list(index) == [pd.Timestamp(date) for date in dates]
+
+
+def test_gift_configurations_have_the_names_of_the_benchmark(modules):
+    configurations = modules["gift_data"].CONFIGURATIONS
+    published = {c.published for c in configurations.values()}
+    assert len(published) == 97
+    assert configurations["LOOP_SEATTLE/H/long"].published == "loop_seattle/H/long"
+    assert configurations["carparts"].published == "car_parts/M/short"
+    assert configurations["bizitobs_service/medium"].published == (
+        "bizitobs_service/10S/medium"
+    )
+
+
+@pytest.mark.parametrize(("length", "windows"), [(100, 1), (301, 2), (1000, 4), (9000, 20)])
+def test_gift_windows_follow_each_other_up_to_the_end(modules, tmp_path, length, windows):
+    values = np.arange(float(length))
+    write_series(tmp_path / "births_d.csv", values)
+    data = modules["gift_data"].load("births_d", str(tmp_path))
+    assert (data.horizon, data.windows, data.season) == (30, windows, 1)
+    (train,) = data.training()
+    np.testing.assert_array_equal(train, values[: length - 30 * windows])
+    ends = [end for _, end in data.ends()]
+    assert ends == list(range(length - 30 * windows, length, 30))
+    np.testing.assert_array_equal(data.actual().ravel(), values[-30 * windows :])
+
+
+def test_gift_series_of_different_length(modules, tmp_path):
+    long, short = np.arange(400.0), np.arange(250.0)
+    short[[0, 3, -1]] = np.nan
+    write_series(tmp_path / "gift" / "hospital.csv", long, short)
+    data = modules["gift_data"].load("hospital", str(tmp_path))
+    # a tenth of the shorter one is 25 steps
+    assert (data.horizon, data.windows) == (12, 3)
+    assert list(data.ends()) == [(0, 364), (0, 376), (0, 388), (1, 214), (1, 226), (1, 238)]
+    np.testing.assert_array_equal(data.series[1], short)
+    write_series(tmp_path / "gift" / "m4_hourly.csv", np.arange(900.0))
+    data = modules["gift_data"].load("m4_hourly", str(tmp_path))
+    assert (data.horizon, data.windows, data.season, data.firsts) == (48, 1, 24, None)
+
+
+def test_gift_scores_by_hand(modules):
+    gift, scores = modules["gift"], modules["scores"]
+    y = np.array([[2.0, np.nan], [-4.0, np.nan]])
+    deciles = np.zeros((9, 2, 2))
+    deciles[:, 0] = np.arange(1.0, 10)[:, None]
+    # twice the pinball losses of 1, ..., 9 to 2, then of 0 to -4, mean of the levels
+    first = (0.2 + 0 + 1.4 + 2.4 + 3 + 3.2 + 3 + 2.4 + 1.4) / 9
+    score = scores.loss_of_deciles(y, deciles)
+    assert score == pytest.approx((first + 4) / (2 + 4))
+
+    y = np.array([[1.0, np.nan], [5.0, 5.0], [7.0, 7.0], [1.0, 2.0]])
+    # neither of a constant history nor of one with gaps
+    scale = np.array([2.0, 0.0, np.nan, 1.0])
+    score = scores.scaled_error(y, np.zeros((4, 2)), scale)
+    assert score == pytest.approx((0.5 + 1 + 2) / 3)
+    assert np.isnan(scores.scaled_error(y, np.full((4, 2), np.nan), scale))
+
+    assert gift.seasonal_error(np.array([1.0, 5.0, 2.0, 3.0]), 2) == 1.5
+    assert gift.seasonal_error(np.array([1.0, 5.0, 2.0]), 4) == 3.5
+    assert np.isnan(gift.seasonal_error(np.array([1.0, np.nan, 2.0]), 1))
+
+
+def test_gift_seasonal_naive_by_hand(modules):
+    naive = modules["gift"].seasonal_naive
+    z = 1.2815515655446004
+    deciles = naive(np.array([1.0, 3.0, 2.0, 5.0]), 5, 2)
+    spread = np.sqrt((1 + 4) / 2 * np.array([1, 1, 2, 2, 3]))
+    np.testing.assert_allclose(deciles[4], [2, 5, 2, 5, 2])
+    np.testing.assert_allclose(deciles[8], deciles[4] + z * spread)
+    np.testing.assert_allclose(deciles[0], deciles[4] - z * spread)
+    # gaps are filled: 1, 1, 1, 4
+    deciles = naive(np.array([np.nan, 1.0, np.nan, 4.0]), 2, 1)
+    np.testing.assert_allclose(deciles[4], 4)
+    np.testing.assert_allclose(deciles[8], 4 + z * np.sqrt([3, 6]))
+    # shorter than a season: the last value, and differences of neighbours
+    np.testing.assert_allclose(
+        naive(np.array([1.0, 3.0]), 1, 12)[[4, 8], 0], [3, 3 + 2 * z]
+    )
+    # a season exactly, and nothing at all
+    np.testing.assert_allclose(naive(np.array([1.0, 3.0]), 3, 2), [[1, 3, 1]] * 9)
+    np.testing.assert_allclose(naive(np.full(3, np.nan), 2, 1), 0)
+
+
+def test_gift_context(modules, tmp_path):
+    gift, load = modules["gift"], modules["gift_data"].load
+    for name, length, expected in (
+        ("births_d", 1000, 60),  # two horizons
+        ("births_d", 100, 35),  # half of what there is
+        ("saugeen_w", 1000, 52),  # a year
+        ("m4_hourly", 900, 168),  # a week
+    ):
+        write_series(tmp_path / f"{name}.csv", np.arange(float(length)))
+        assert gift.context_length(load(name, str(tmp_path))) == expected
+
+
+def test_gift_series_begins_with_missing_values_where_it_is_short(modules, tmp_path):
+    write_series(tmp_path / "hospital.csv", np.arange(30.0))
+    data = modules["gift_data"].load("hospital", str(tmp_path))
+    series = modules["gift"].as_series(data, 0, -2, 3)
+    np.testing.assert_array_equal(series.values()[:, 0], [np.nan, np.nan, 0, 1, 2])
+    assert series.start_time() == pd.Timestamp("1999-11-01")
+    assert series.freq_str == "MS" and series.dtype == np.float32
+
+
+def test_gift_series_has_a_value_where_all_are_missing(modules, tmp_path):
+    values = np.array([np.nan, 5.0, 6.0, *[np.nan] * 30])
+    write_series(tmp_path / "hospital.csv", values, np.full(33, np.nan))
+    data = modules["gift_data"].load("hospital", str(tmp_path))
+    as_series = modules["gift"].as_series
+    np.testing.assert_array_equal(as_series(data, 0, 3, 5).values()[:, 0], [6, np.nan])
+    np.testing.assert_array_equal(as_series(data, 0, 2, 4).values()[:, 0], [6, np.nan])
+    np.testing.assert_array_equal(as_series(data, 1, -1, 1).values()[:, 0], [0, np.nan])
+
+
+def as_rows() -> dict[str, list]:
+    """Two multivariate series of LOOP_SEATTLE/H, of 500 and 600 steps."""
+    targets = [np.arange(2 * n, dtype=float).reshape(2, n) for n in (500, 600)]
+    targets[0][1, 7] = np.nan
+    return {
+        "item_id": ["a", "b"],
+        "start": [datetime(2015, 1, 1, 5)] * 2,
+        "freq": ["H", "H"],
+        "target": [target.tolist() for target in targets],
+    }
+
+
+def check_read(gift_data, data_dir: Path) -> None:
+    """Check what is made of `as_rows`."""
+    data = gift_data.load("LOOP_SEATTLE/H/short", str(data_dir))
+    # a tenth of 500 steps is two windows of 48
+    assert (data.horizon, data.windows, data.season) == (48, 2, 24)
+    assert [len(values) for values in data.series] == [500, 500, 600, 600]
+    assert np.isnan(data.series[1][7])
+    np.testing.assert_array_equal(data.series[3], np.arange(600.0, 1200.0))
+    assert data.firsts == [pd.Timestamp("2015-01-01 05:00")] * 4
+    medium = gift_data.load("LOOP_SEATTLE/H/medium", str(data_dir))
+    assert (medium.horizon, medium.windows) == (480, 1)
+
+
+def test_gift_rows_of_the_benchmark(modules, monkeypatch, tmp_path):
+    columns = as_rows()
+    rows = [{name: column[i] for name, column in columns.items()} for i in range(2)]
+    read = SimpleNamespace(load_from_disk=lambda path: rows)
+    (tmp_path / "LOOP_SEATTLE" / "H").mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, "datasets", read)
+    check_read(modules["gift_data"], tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"darts-ddssm\[gift\]"):
+        check_read(modules["gift_data"], tmp_path)
+
+
+def test_gift_reads_the_data_of_the_benchmark(modules, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_dict(as_rows())
+    made.save_to_disk(str(tmp_path / "LOOP_SEATTLE" / "H"))
+    check_read(modules["gift_data"], tmp_path)
+
+
+def test_gift_suite_needs_data(run, tmp_path, modules):
+    with pytest.raises(SystemExit, match="must have data of"):
+        run("--suite", "gift")
+    with pytest.raises(SystemExit, match="needs --data-dir"):
+        modules["gift_data"].found(None)
+    out = run("--suite", "gift", "--settings", "births_d", "--methods", "Seasonal naive")
+    assert "FileNotFoundError" in (out / "gift.md").read_text()
+
+
+def test_gift_suite_end_to_end(run, modules, gift_files, monkeypatch):
+    monkeypatch.setattr(modules["gift"], "NUM_SAMPLES", 20)
+    monkeypatch.setattr(modules["gift"], "BATCH", 3)
+    out = run("--suite", "gift")
+    scores, errors = modules["cells"].Store(out / "gift.csv").read()
+    assert errors.empty, errors["error"].tolist()
+    # those that have files, and all methods
+    assert set(scores["setting"]) == {"births_d", "hospital"}
+    assert set(scores["method"]) == set(modules["gift"].SUITE.methods)
+    assert np.isfinite(scores[["wql", "mase", "coverage_80"]]).all(None)
+    trained = scores[scores["method"] != "Seasonal naive"]
+    assert (trained["updates"] <= 5).all() and (trained["updates"] > 0).all()
+
+    text = (out / "gift.md").read_text()
+    rows = [[x.strip() for x in line.split("|")] for line in text.splitlines()]
+    beside = {row[1]: row[2:-1] for row in rows if len(row) == 7}
+    # sorted, with what does not have all configurations at the end
+    assert beside["other-nano"] == ["0.500", "0.250", "0.354", "0.250"]
+    means = [row[2] for row in list(beside.values())[2:]]
+    assert means[:-1] == sorted(means[:-1], key=float) and len(means) == 6
+    assert list(beside)[-1] == "half"
+    assert beside["half"] == ["0.200", "", "", ""]
+    naive = scores[scores["method"] == "Seasonal naive"].set_index("setting")["wql"]
+    expected = [naive["births_d"] / 0.5, naive["hospital"] / 0.25]
+    assert beside["**Seasonal naive**"][:2] == [f"{x:.3f}" for x in expected]
+    assert "| births_d, DDSSM |" in text
+
+    run("--suite", "gift", "--report-only")
+    assert (out / "gift.md").read_text() == text
+
+
+def test_gift_report_takes_results_of_the_benchmark_or_none(run, modules, gift_files):
+    argv = ["--suite", "gift", "--settings", "births_d", "--methods", "Seasonal naive"]
+    (gift_files / "gift" / "published.csv").unlink()
+    out = run(*argv)
+    # by its own measure
+    assert "| **Seasonal naive** | 1.000 | 1.000 | 1.000 |" in (out / "gift.md").read_text()
+    for model, score in (("seasonal_naive", 0.5), ("other", 0.25)):
+        file = gift_files / "gift" / "results" / model / "all_results.csv"
+        file.parent.mkdir(parents=True)
+        file.write_text(
+            "dataset,model,eval_metrics/MASE[0.5],"
+            "eval_metrics/mean_weighted_sum_quantile_loss\n"
+            f"us_births/D/short,Name,{score},{score}\nm4_yearly/A/short,Name,9,9\n"
+        )
+    run(*argv, "--report-only")
+    text = (out / "gift.md").read_text()
+    assert "| other | 0.500 | 0.500 | 0.500 |" in text
+    assert "| seasonal_naive | 1.000 | 1.000 | 1.000 |" in text
+
+
+def test_device_is_that_of_the_trainer(run, modules, gift_files, monkeypatch):
+    seen = []
+
+    def see(cell, options):
+        seen.append(options.budget.trainer_arguments(5)["accelerator"])
+        return {"wql": 1.0, "mase": 1.0, "coverage_80": 0.8, "predict_seconds": 0.0}
+
+    suites = modules["suites"].SUITES
+    monkeypatch.setitem(suites, "gift", replace(suites["gift"], run=see))
+    argv = ["--suite", "gift", "--settings", "births_d", "--methods"]
+    run(*argv, "DDSSM")
+    run(*argv, "DDSSM (Gaussian)", "--device", "gpu")
+    assert seen == ["cpu", "gpu"]

@@ -3,6 +3,7 @@ Where the DDSSM wins and where it loses: accuracy, calibration, robustness, cost
 
     python examples/benchmark --suite simulated robustness real scaling --jobs 2
     python examples/benchmark --suite real --data-dir ../shared/data
+    python examples/benchmark --suite gift --data-dir ../shared/data --settings births_d
 
 Every finished cell (a setting, a method and a seed) is stored at once in
 ``<out-dir>/<suite>.csv``; a run that was stopped goes on where it was. Tables
@@ -30,14 +31,16 @@ def run_suite(
             store.add(futures[future], *future.result())
 
 
-def write_report(name: str, store: Store, folder: Path, seconds: float) -> None:
+def write_report(
+    name: str, store: Store, folder: Path, data_dir: str | None, seconds: float
+) -> None:
     """Make tables and pictures of what is stored for a budget."""
     frame, errors = (part[part["budget"] == seconds] for part in store.read())
     parts = [f"# {name}", f"At most {seconds:g} seconds of training a model."]
     if len(frame):
         order = SUITES[name].methods
         frame = frame.sort_values("method", key=lambda m: m.map(list(order).index))
-        parts.append(SUITES[name].report(frame, folder))
+        parts.append(SUITES[name].report(frame, folder, data_dir))
     for setting, method, seed, _, error in errors.itertuples(index=False, name=None):
         parts.append(f"Failed: {setting}, {method}, seed {seed}\n\n```\n{error}\n```")
     (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n")
@@ -56,13 +59,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--suite", nargs="+", required=True, choices=list(SUITES))
-    parser.add_argument("--data-dir", help="CSV files, e.g. ../shared/data; else download")
+    parser.add_argument(
+        "--data-dir", help="e.g. ../shared/data; without it, real downloads"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--budget", type=float, help="seconds of training a model")
     parser.add_argument("--max-updates", type=int, default=3000)
     parser.add_argument("--settings", nargs="+", help="series, conditions or sizes")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--out-dir", type=Path, default=Path("benchmark_results"))
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "gpu"],
+        default="cpu",
+        help="of torch models; give each an --out-dir, what is stored does not name it",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread")
     parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args(argv)
@@ -71,14 +82,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         suite, store = SUITES[name], Store(args.out_dir / f"{name}.csv")
         seconds = suite.seconds if args.budget is None else args.budget
         if not args.report_only:
-            settings = chosen("--settings", args.settings, suite.settings)
+            asked = args.settings
+            if not asked and suite.found is not None:
+                asked = suite.found(args.data_dir)
+            settings = chosen("--settings", asked, suite.settings)
             methods = chosen("--methods", args.methods, suite.methods)
-            options = Options(Budget(seconds, args.max_updates), args.data_dir)
+            budget = Budget(seconds, args.max_updates, args.device)
+            options = Options(budget, args.data_dir)
             done = store.done()
             every = suite.cells(settings, methods, args.seeds, seconds)
             cells = [cell for cell in every if cell not in done]
             run_suite(name, store, cells, options, args.jobs)
-        write_report(name, store, args.out_dir, seconds)
+        write_report(name, store, args.out_dir, args.data_dir, seconds)
 
 
 if __name__ == "__main__":

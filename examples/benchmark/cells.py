@@ -29,7 +29,7 @@ class Options:
     budget
         What training may cost.
     data_dir
-        Folder of CSV files; None to load by ``darts.datasets``.
+        Folder of data; None to load by ``darts.datasets``.
     """
 
     budget: Budget
@@ -47,20 +47,24 @@ class Suite:
     run
         Function of a cell and the options that returns scores by name.
     report
-        Function of all scores and a folder that draws into the folder and returns
-        Markdown.
+        Function of all scores, a folder and the folder of data that draws into the
+        first and returns Markdown.
     seconds
         Default time of training a model.
     applies
         Whether a method has anything to do in a setting.
+    found
+        Function of the folder of data that returns the settings that are run where none
+        are asked for; None for all.
     """
 
     settings: Sequence[str]
     methods: Sequence[str]
     run: Callable[[Cell, Options], dict[str, float]]
-    report: Callable[[pd.DataFrame, Path], str]
+    report: Callable[[pd.DataFrame, Path, str | None], str]
     seconds: float
     applies: Callable[[str, str], bool] = lambda setting, method: True
+    found: Callable[[str | None], Sequence[str]] | None = None
 
     def cells(
         self,

@@ -137,12 +137,15 @@ class Clock(Callback):
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, *args: Any) -> None:
+        if torch.cuda.is_available():
+            # which is handed its work, and goes on by itself
+            torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.start)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What training may cost.
+    """What training may cost, and where.
 
     Attributes
     ----------
@@ -150,10 +153,28 @@ class Budget:
         Time of training a model.
     max_updates
         Most updates, however fast they are.
+    device
+        Lightning's name of what all torch models run on.
     """
 
     seconds: float
     max_updates: int
+    device: str = "cpu"
+
+    def trainer_arguments(
+        self, max_steps: int, callbacks: Sequence[Callback] = (), **kwargs: Any
+    ) -> dict[str, Any]:
+        """Arguments of a quiet trainer on one device."""
+        return {
+            "accelerator": self.device,
+            "devices": 1,
+            "max_steps": max_steps,
+            "callbacks": list(callbacks),
+            "enable_model_summary": False,
+            "enable_progress_bar": False,
+            "logger": False,
+            **kwargs,
+        }
 
 
 @dataclass(frozen=True)
@@ -168,21 +189,6 @@ class Trained:
     @property
     def cost(self) -> dict[str, float]:
         return {"updates": self.updates, "fit_seconds": self.seconds}
-
-
-def trainer_arguments(
-    max_steps: int, callbacks: Sequence[Callback] = (), **kwargs: Any
-) -> dict[str, Any]:
-    """Arguments of a quiet trainer on one processor."""
-    return {
-        "accelerator": "cpu",
-        "max_steps": max_steps,
-        "callbacks": list(callbacks),
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "logger": False,
-        **kwargs,
-    }
 
 
 def train(
@@ -220,7 +226,7 @@ def train(
 
     kwargs |= {"batch_size": BATCH_SIZE, "n_epochs": 10**6, "random_state": seed}
     clock = Clock()
-    probe = trainer_arguments(WARM_UP + TIMED, [clock])
+    probe = budget.trainer_arguments(WARM_UP + TIMED, [clock])
     method(pl_trainer_kwargs=probe, **kwargs).fit(series)
     fitting = int(budget.seconds / statistics.median(clock.seconds[WARM_UP:]))
     updates = int(np.clip(fitting, MIN_UPDATES, budget.max_updates))
@@ -248,7 +254,8 @@ def train(
             },
         }
     if validation is None:
-        model = method(pl_trainer_kwargs=trainer_arguments(updates), **schedule, **kwargs)
+        trainer = budget.trainer_arguments(updates)
+        model = method(pl_trainer_kwargs=trainer, **schedule, **kwargs)
         start = time.perf_counter()
         model.fit(series)
         return Trained(model, updates, time.perf_counter() - start)
@@ -258,7 +265,7 @@ def train(
     if method.patience < 1:
         patience = math.ceil(method.patience * updates / (every * epoch))
         callbacks.append(EarlyStopping("val_loss", patience=patience))
-    trainer = trainer_arguments(updates, callbacks, check_val_every_n_epoch=every)
+    trainer = budget.trainer_arguments(updates, callbacks, check_val_every_n_epoch=every)
     with tempfile.TemporaryDirectory() as work_dir:
         model = method(
             pl_trainer_kwargs=trainer,

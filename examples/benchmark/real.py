@@ -222,7 +222,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     }
 
 
-def summary(frame: pd.DataFrame, folder: Path) -> str:
+def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
     """Tables of accuracy, ranks and calibration, and their pictures."""
     methods = [m for m in SUITE.methods if m in set(frame["method"])]
     names = [s for s in SERIES if s in set(frame["setting"])]

@@ -1,5 +1,6 @@
 """Tables in Markdown, pictures, and the seconds of a stopwatch."""
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,8 @@ def markdown(frame: pd.DataFrame) -> str:
         for i, row in zip(frame.index, frame.to_numpy(), strict=True)
     ]
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line).replace("nan", "") + " |" for line in lines)
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return re.sub(r"\bnan\b", "", text)
 
 
 def save(figure: plt.Figure, path: Path) -> None:

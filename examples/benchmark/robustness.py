@@ -175,7 +175,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     }
 
 
-def summary(frame: pd.DataFrame, folder: Path) -> str:
+def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
     """A table and curves of the divergence and of the CRPS over the true process's."""
     frame = frame.assign(relative=frame["crps"] / frame["crps_oracle"])
     mean = frame.groupby(["setting", "method"]).mean(numeric_only=True)

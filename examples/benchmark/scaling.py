@@ -16,7 +16,7 @@ import pandas as pd
 import report
 from cells import Cell, Options, Suite
 from darts import TimeSeries
-from methods import TORCH_METHODS, WARM_UP, Budget, Clock, trainer_arguments
+from methods import TORCH_METHODS, WARM_UP, Budget, Clock
 
 HORIZON = 24
 
@@ -84,7 +84,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
             batch_size=size.batch,
             n_epochs=10**6,
             random_state=cell.seed,
-            pl_trainer_kwargs=trainer_arguments(updates, [clock]),
+            pl_trainer_kwargs=options.budget.trainer_arguments(updates, [clock]),
             **more,
         )
 
@@ -92,7 +92,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     small = TORCH_METHODS[method](
         input_chunk_length=8,
         output_chunk_length=4,
-        pl_trainer_kwargs=trainer_arguments(2),
+        pl_trainer_kwargs=options.budget.trainer_arguments(2),
     )
     small.fit(noisy_sines(1, 40, 1)[0]).predict(4, num_samples=2)
     series = noisy_sines(size.series, size.window + 4 * size.batch, size.components)
@@ -139,7 +139,7 @@ def exponent(values: pd.Series) -> float:
     return float(np.polyfit(np.log(upper.index.astype(float)), np.log(upper), 1)[0])
 
 
-def summary(frame: pd.DataFrame, folder: Path) -> str:
+def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
     """Tables of seconds and memory by each size, and their curves."""
     parts, panels = [], {}
     frame = frame.groupby(["setting", "method"]).min(numeric_only=True).reset_index()

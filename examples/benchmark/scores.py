@@ -19,15 +19,24 @@ def crps(y: np.ndarray, samples: np.ndarray) -> float:
 
 def coverage(y: np.ndarray, samples: np.ndarray, level: float) -> float:
     """Share of the values inside the central interval of a nominal level."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return inside(y, *np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0))
+
+
+def inside(y: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+    """Share of the values between two bounds."""
     known = ~np.isnan(y)
-    inside = np.where(np.isnan(low), np.nan, (low <= y) & (y <= high))
-    return float(inside[known].mean())
+    covered = np.where(np.isnan(low), np.nan, (low <= y) & (y <= high))
+    return float(covered[known].mean())
 
 
 def weighted_quantile_loss(y: np.ndarray, samples: np.ndarray) -> float:
     """Sum of twice the pinball losses over the sum of absolute values, mean of deciles."""
-    error = y - np.quantile(samples, QUANTILES, axis=0)
+    return loss_of_deciles(y, np.quantile(samples, QUANTILES, axis=0))
+
+
+def loss_of_deciles(y: np.ndarray, deciles: np.ndarray) -> float:
+    """As `weighted_quantile_loss`, of the deciles (9, ...) of values (...)."""
+    error = y - deciles
     levels = QUANTILES.reshape(-1, *(1,) * y.ndim)
     pinball = np.maximum(levels * error, (levels - 1) * error)
     known = ~np.isnan(y)
@@ -41,6 +50,17 @@ def mase(y: np.ndarray, samples: np.ndarray, history: np.ndarray, season: int) -
     scale = np.nanmean(np.abs(history[season:] - history[:-season]))
     error = np.abs(y - np.median(samples, axis=0))
     return float(error[~np.isnan(y)].mean() / scale)
+
+
+def scaled_error(y: np.ndarray, median: np.ndarray, scale: np.ndarray) -> float:
+    """Mean absolute error of forecasts (N, n), each over its own scale (N,).
+
+    Forecasts whose scale is zero or unknown are left out.
+    """
+    kept = ~np.isnan(y) & (scale > 0)[:, None]
+    # (N,) -> (N, n)
+    scale = np.broadcast_to(scale[:, None], y.shape)
+    return float((np.abs(y - median)[kept] / scale[kept]).mean())
 
 
 def energy_score(y: np.ndarray, samples: np.ndarray) -> float:

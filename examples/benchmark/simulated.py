@@ -143,7 +143,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     return out
 
 
-def summary(frame: pd.DataFrame, folder: Path) -> str:
+def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
     """One table of all scores and one of the distances that are closed."""
     labels = {
         "jsd": "JSD to the true density",

@@ -5,6 +5,7 @@ import traceback
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+import gift
 import real
 import robustness
 import scaling
@@ -17,6 +18,7 @@ SUITES: dict[str, Suite] = {
     "robustness": robustness.SUITE,
     "real": real.SUITE,
     "scaling": scaling.SUITE,
+    "gift": gift.SUITE,
 }
 
 
