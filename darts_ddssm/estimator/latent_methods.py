@@ -35,6 +35,7 @@ from darts_ddssm.series.inference import (
     Imputation,
     LogLikelihood,
     PredictiveLogDensities,
+    ProbabilityTransforms,
     Simulation,
     SmoothedStates,
 )
@@ -273,6 +274,88 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
             values=np.where(observed, log_densities, np.nan)[:, None, None],
             components=["log_density"],
         )
+
+    @random_method
+    def probability_integral_transform(
+        self,
+        series: Series | None = None,
+        past_covariates: Series | None = None,
+        future_covariates: Series | None = None,
+        num_samples: int = 100,
+        batch_size: int | None = None,
+        verbose: bool | None = None,
+        random_state: int | None = None,
+    ) -> Series:
+        """Where each value lies in its predictive distribution, between 0 and 1.
+
+        It is the probability, given the steps before, of no more than what was observed
+        [1]_. Of a calibrated model, the transforms of a series that it was not fitted to
+        are uniform and independent: a histogram of them that is high at both ends tells of
+        forecasts that are too narrow, one that is high in the middle of forecasts that are
+        too wide, and one that leans of a bias.
+
+        They are by the particle filter of :meth:`log_likelihood` with ``by_step=True``. Of
+        counts and other values with a probability of their own, the transform is between
+        those of less and of no more than the value.
+
+        Parameters
+        ----------
+        series, past_covariates, future_covariates
+            As for :meth:`infer_latents`.
+        num_samples
+            Number of paths.
+        batch_size, verbose, random_state
+            As for :meth:`infer_latents`.
+
+        Returns
+        -------
+        TimeSeries or list of TimeSeries
+            Transforms of all values of each series, NaN where a value is missing. With
+            ``patch_length`` above 1, those of a patch are given the steps before it.
+
+        Raises
+        ------
+        ValueError
+            As for :meth:`log_likelihood`.
+
+        References
+        ----------
+        .. [1] Dawid, "Statistical Theory: The Prequential Approach", Journal of the Royal
+               Statistical Society A, 1984.
+
+        Examples
+        --------
+        >>> from darts.utils.timeseries_generation import sine_timeseries
+        >>> from darts_ddssm import DDSSMModel
+        >>> series = sine_timeseries(length=60, value_frequency=1 / 12)
+        >>> quiet = {"enable_progress_bar": False}
+        >>> model = DDSSMModel(
+        ...     12, 6, latent_dim=2, n_epochs=1, random_state=0, pl_trainer_kwargs=quiet
+        ... )
+        >>> transform = model.fit(series).probability_integral_transform(num_samples=10)
+        >>> bool(((transform.values() >= 0) & (transform.values() <= 1)).all())
+        True
+        """
+        check_positive_integer("num_samples", num_samples)
+        check_instance_scale(self, "probability_integral_transform")
+        sequence, samples, single = whole_series(
+            self,
+            "probability_integral_transform",
+            series,
+            past_covariates,
+            future_covariates,
+        )
+        found = ask(self, ProbabilityTransforms, samples, num_samples, batch_size, verbose)
+        transforms = [
+            # (1, T, C) -> (T, C, 1)
+            TimeSeries(
+                times=one.time_index,
+                values=x.transpose(1, 2, 0),
+                components=one.components,
+            )
+            for one, x in zip(sequence, found, strict=True)
+        ]
+        return transforms[0] if single else transforms
 
     @random_method
     def impute(

@@ -142,13 +142,26 @@ class PredictiveLogDensities(Question):
     def answer(self, model: SeriesModel) -> Tensor:
         encoded, sums, sizes = model.encode(self._window(model)), [], []
         for size in self._group_sizes():
-            how = size, self.num_solver_steps
-            sums.append(model.predictive_log_densities(encoded, *how).cumsum(1))
+            found = model.predictive(encoded, size, self.num_solver_steps)
+            sums.append(found.log_density.cumsum(1))
             sizes.append(math.log(size / self.num_samples))
         # (groups, B, M) -> (B, M)
         shares = torch.tensor(sizes).to(sums[0]).view(-1, 1, 1)
         total = (torch.stack(sums) + shares).logsumexp(0)
         return total.diff(dim=1, prepend=torch.zeros_like(total[:, :1])).unsqueeze(0)
+
+
+class ProbabilityTransforms(Question):
+    """P(X <= x) of each value given the patches before its own: (1, B, T, C)."""
+
+    def answer(self, model: SeriesModel) -> Tensor:
+        encoded, total = model.encode(self._window(model)), torch.zeros(())
+        for size in self._group_sizes():
+            found = model.predictive(encoded, size, self.num_solver_steps, transforms=True)
+            total = total.to(found.transform) + size / self.num_samples * found.transform
+        # (B, M, L * C) -> (B, T, C)
+        steps = self._cut(model).unfold(total.unsqueeze(-1)).squeeze(-1)
+        return steps.masked_fill(encoded.normalised.window.observed == 0, torch.nan)[None]
 
 
 class Imputation(Question):

@@ -245,6 +245,31 @@ def negative_log_likelihood(
     return loss
 
 
+def cumulative(
+    likelihood: TorchLikelihood, raw: Tensor, x: Tensor, observed: Tensor
+) -> Tensor:
+    """P(X <= x) of each value, (N, T, C).
+
+    Where torch has no such function of a density, a draw from it is compared with the
+    value: 1 if the draw is lower, and 1 half of the times that both are the same.
+
+    Parameters
+    ----------
+    likelihood, raw, x, observed
+        As for :func:`log_prob`.
+    """
+    raw = bounded(likelihood, raw)
+    density = likelihood._distr_from_params(likelihood._params_from_output(raw))
+    x, _ = _without_missing(likelihood, raw, x, observed)
+    try:
+        below: Tensor = density.cdf(x)
+    except NotImplementedError:
+        drawn = density.sample()
+        same = (drawn == x) & (torch.rand_like(drawn) < 0.5)
+        below = ((drawn < x) | same).to(raw.dtype)
+    return below
+
+
 def log_prob(
     likelihood: TorchLikelihood, raw: Tensor, x: Tensor, observed: Tensor
 ) -> Tensor:

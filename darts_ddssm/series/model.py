@@ -10,7 +10,7 @@ Each of these arrows is one method of :class:`SeriesModel`.
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from darts_ddssm.series.likelihoods import (
     Family,
     bounded,
+    cumulative,
     family_of,
     has_prior,
     log_prob,
@@ -35,7 +36,7 @@ from darts_ddssm.series.scaling import (
     instance_scale,
 )
 from darts_ddssm.ssm.encoder import PosteriorPath
-from darts_ddssm.ssm.particles import LogEmission, States
+from darts_ddssm.ssm.particles import OfEmission, Predictive, States
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.ssm.window import Window
@@ -289,48 +290,71 @@ class SeriesModel:
         """
         how = num_samples, num_solver_steps, filtering
         return self.ssm.sample_states(
-            encoded.projection, encoded.patches, self._log_emission(encoded), *how
+            encoded.projection, encoded.patches, self._of_emission(encoded, log_prob), *how
         )
 
-    def _log_emission(self, encoded: Encoded) -> LogEmission:
-        """Return the log-density of what is observed in a patch."""
+    def _of_emission(
+        self,
+        encoded: Encoded,
+        function: Callable[[TorchLikelihood, Tensor, Tensor, Tensor], Tensor],
+    ) -> OfEmission:
+        """Return a function of the density of what is observed in a patch.
+
+        Parameters
+        ----------
+        encoded
+            The encoded data.
+        function
+            Function of likelihood, raw parameters, values and flags of one step, a patch.
+        """
         normalised, patches, _ = encoded
         # what the emission is a density of
         x = normalised.window.x if self.family.location_scale else normalised.data
         x = self.patches(x.shape[1]).fold(x)
 
-        def log_emission(z: Tensor, series: Tensor, t: int) -> Tensor:
+        def of_states(z: Tensor, series: Tensor, t: int) -> Tensor:
             # (N, D) -> (N, 1, D)
             raw = self.ssm.decoder(z.unsqueeze(1), patches.u[series, t : t + 1])
             seen = patches.observed[series, t : t + 1]
-            return log_prob(self.likelihood, raw, x[series, t : t + 1], seen).squeeze(1)
+            return function(self.likelihood, raw, x[series, t : t + 1], seen).squeeze(1)
 
-        return log_emission
+        return of_states
 
-    def predictive_log_densities(
-        self, encoded: Encoded, num_samples: int, num_solver_steps: int
-    ) -> Tensor:
-        """Estimate the log-density of each patch given those before it.
+    def predictive(
+        self,
+        encoded: Encoded,
+        num_samples: int,
+        num_solver_steps: int,
+        transforms: bool = False,
+    ) -> Predictive:
+        """Predict each patch from those before it.
 
         Parameters
         ----------
         encoded, num_samples, num_solver_steps
             As for :meth:`sample_states`.
+        transforms
+            Whether the probability integral transforms are asked for.
 
         Returns
         -------
-        Tensor
-            Log-densities of the data in their units, in nats, (B, M).
+        Predictive
+            Log-densities of the data in their units, in nats, (B, M), and transforms of
+            the values of each patch, (B, M, L * C).
         """
         normalised, patches, _ = encoded
-        log_densities = self.ssm.predictive_log_densities(
-            patches, self._log_emission(encoded), num_samples, num_solver_steps
+        found = self.ssm.predictive(
+            patches,
+            self._of_emission(encoded, log_prob),
+            self._of_emission(encoded, cumulative) if transforms else None,
+            num_samples,
+            num_solver_steps,
         )
         if self.family.location_scale:
             change = normalised.window.observed * normalised.scale.spread.log()
             change = self.patches(change.shape[1]).fold(change)
-            log_densities = log_densities - change.sum(-1)
-        return log_densities
+            found = found._replace(log_density=found.log_density - change.sum(-1))
+        return found
 
     def forecast_parameters(
         self,

@@ -54,8 +54,9 @@ MAX_STATES = 2**20
 # Network evaluations for the predictive density of a step, which come one after another.
 FLOW_STEPS = 48
 
-# Log-density in nats of what is observed at a step, (N,), of states (N, D) of series (N,).
-LogEmission = Callable[[Tensor, Tensor, int], Tensor]
+# A function of what is observed at a step given states (N, D) of series (N,): its
+# log-density in nats, (N,), or P(X <= x) of each of its values, (N, F).
+OfEmission = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class States(NamedTuple):
@@ -82,12 +83,27 @@ class States(NamedTuple):
         return self.num_met < FEW_PATHS
 
 
+class Predictive(NamedTuple):
+    """What the data before a step say of the values that are observed there.
+
+    Attributes
+    ----------
+    log_density
+        Log-density of all values of a step in nats, (B, T); 0 where nothing is observed.
+    transform
+        Probability integral transform of each value, P(X <= x), (B, T, F).
+    """
+
+    log_density: Tensor
+    transform: Tensor
+
+
 def sample_states(
     transition: Transition,
     encoder: Encoder,
     projection: Tensor,
     window: Window,
-    log_emission: LogEmission,
+    log_emission: OfEmission,
     num_samples: int,
     num_solver_steps: int,
     filtering: bool = False,
@@ -219,23 +235,25 @@ def effective_number(log_weights: Tensor, owner: Tensor, num_series: int) -> Ten
     return 1 / torch.zeros(num_series).to(squares).scatter_add(0, owner, squares)
 
 
-def predictive_log_densities(
+def predictive(
     transition: Transition,
     encoder: Encoder,
     encode: Callable[[Window], Tensor],
     window: Window,
-    log_emission: LogEmission,
+    log_emission: OfEmission,
+    cumulative: OfEmission | None,
     num_samples: int,
     num_solver_steps: int,
     num_context: int,
-) -> Tensor:
-    """Log-density of each observation given those before it, by a particle filter.
+) -> Predictive:
+    """Predict each observation from those before it, by a particle filter.
 
     A state is drawn from the encoder, given the data up to its step, or from the
     transition, half of the paths each. Its weight is the density of transition and emission
     over that of the draw, at most twice that of the emission. The mean weight estimates the
     predictive density; the product over all steps is an unbiased estimate of the
-    likelihood.
+    likelihood. Draws of the transition alone, with the weights that their histories have,
+    are draws of what is predicted: over them the transforms are averaged.
 
     Parameters
     ----------
@@ -247,17 +265,14 @@ def predictive_log_densities(
         The data, B series.
     log_emission
         Log-density of what is observed.
+    cumulative
+        What the transforms are the mean of. ``None`` for no transforms, F = 0.
     num_samples
         Number S of paths of each series.
     num_solver_steps
         Number of network evaluations for each step of a diffusion transition.
     num_context
         Number of steps that the encoder is given, at most.
-
-    Returns
-    -------
-    Tensor
-        Log-densities in nats, (B, T); 0 where nothing is observed.
     """
     num_series, num_steps, _ = window.x.shape
     owner = torch.arange(num_series, device=window.x.device)
@@ -266,6 +281,7 @@ def predictive_log_densities(
     log_weights = window.x.new_zeros(len(owner))
     floor, seen = transition.min_std(num_steps), window.observed.any(-1)
     inputs, log_densities = window.transition_inputs, []
+    transforms = [window.x.new_zeros(num_series, 0)] * num_steps
     for t in range(num_steps):
         past = Window(*(x[:, max(t + 1 - num_context, 0) : t + 1] for x in window))
         u = inputs[owner, t]
@@ -284,7 +300,12 @@ def predictive_log_densities(
             log_drawn = torch.logaddexp(log_q.sum(-1), log_p) - math.log(2)
             added[rows] = (log_p + log_x - log_drawn).to(added.dtype)
         # (B * S,) -> (B, S)
-        before = log_weights.unflatten(0, (num_series, -1)).logsumexp(1)
+        relative = log_weights.unflatten(0, (num_series, -1))
+        before = relative.logsumexp(1)
+        if cumulative is not None:
+            # (B * S, F) -> (B, S, F) -> (B, F)
+            each = cumulative(drawn, owner, t).unflatten(0, (num_series, -1))
+            transforms[t] = torch.einsum("bs,bsf->bf", relative.softmax(1), each)
         log_weights = log_weights + added
         after = log_weights.unflatten(0, (num_series, -1)).logsumexp(1)
         log_densities.append(after - before)
@@ -296,7 +317,8 @@ def predictive_log_densities(
             places = torch.where(few[owner], drawn, places)
             history = History(*(x[places] for x in history))
             log_weights = torch.where(few[owner], 0.0, log_weights)
-    return torch.stack(log_densities, 1).to(window.x.dtype)
+    log_density = torch.stack(log_densities, 1).to(window.x.dtype)
+    return Predictive(log_density, torch.stack(transforms, 1))
 
 
 class Particles:
@@ -320,7 +342,7 @@ class Particles:
         encoder: Encoder,
         projection: Tensor,
         window: Window,
-        log_emission: LogEmission,
+        log_emission: OfEmission,
         num_samples: int,
         num_solver_steps: int,
         num_paths: int,

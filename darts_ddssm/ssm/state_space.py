@@ -35,9 +35,10 @@ from darts_ddssm.ssm.decoder import Decoder
 from darts_ddssm.ssm.encoder import Encoder, PosteriorPath
 from darts_ddssm.ssm.networks import frozen
 from darts_ddssm.ssm.particles import (
-    LogEmission,
+    OfEmission,
+    Predictive,
     States,
-    predictive_log_densities,
+    predictive,
     sample_states,
 )
 from darts_ddssm.ssm.transition import (
@@ -205,7 +206,7 @@ class StateSpaceModel(nn.Module):
         self,
         projection: Tensor,
         window: Window,
-        log_emission: LogEmission,
+        log_emission: OfEmission,
         num_samples: int,
         num_solver_steps: int,
         filtering: bool = False,
@@ -255,26 +256,30 @@ class StateSpaceModel(nn.Module):
             filtering,
         )
 
-    def predictive_log_densities(
+    def predictive(
         self,
         window: Window,
-        log_emission: LogEmission,
+        log_emission: OfEmission,
+        cumulative: OfEmission | None,
         num_samples: int,
         num_solver_steps: int,
-    ) -> Tensor:
-        """Log-density in nats of each observation given those before it, (B, T).
+    ) -> Predictive:
+        """Predict each observation from those before it.
 
         Parameters
         ----------
         window, log_emission, num_samples, num_solver_steps
             As for :meth:`sample_states`.
+        cumulative
+            P(X <= x) of each value, for its transform. ``None`` for no transforms.
         """
-        return predictive_log_densities(
+        return predictive(
             self.transition,
             self.encoder,
             self.encode,
             window,
             log_emission,
+            cumulative,
             num_samples,
             num_solver_steps,
             self.reach,

@@ -88,6 +88,12 @@ def test_predictive_log_densities(model, held_out):
     assert np.nanstd(error) < 0.4
 
 
+def test_transforms_are_uniform(model, held_out):
+    transform = values(model.probability_integral_transform(held_out.series[:32]))
+    counts = np.histogram(transform, bins=5, range=(0, 1))[0] / transform.size
+    assert np.abs(counts - 0.2).max() < 0.06
+
+
 @pytest.mark.parametrize("filtering, margin", [(False, 1.15), (True, 1.08)])
 def test_states(model, held_out, filtering, margin):
     true = values(held_out.latents).reshape(-1, 2)

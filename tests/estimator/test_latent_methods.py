@@ -490,6 +490,7 @@ def test_every_method_checks_its_numbers():
     model = fitted()
     for call in (
         model.log_likelihood,
+        model.probability_integral_transform,
         model.impute,
         lambda **kw: model.simulate(4, **kw),
         lambda **kw: model.sample_transition([0, 0], **kw),

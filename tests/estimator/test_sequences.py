@@ -167,7 +167,11 @@ def normalised(shift: int = 0) -> DDSSMModel:
 
 
 def test_instance_norm_has_no_density_and_no_simulation():
-    for call in (lambda m: m.log_likelihood(SERIES[:12]), lambda m: m.simulate(3)):
+    for call in (
+        lambda m: m.log_likelihood(SERIES[:12]),
+        lambda m: m.probability_integral_transform(SERIES[:12]),
+        lambda m: m.simulate(3),
+    ):
         with refused("must be called on a model without `use_reversible_instance_norm`"):
             call(normalised())
     assert normalised().sample_transition([0, 0], num_samples=3).shape == (3, 2)

@@ -270,6 +270,37 @@ def test_log_density_of_a_step_does_not_depend_on_later_ones():
     assert not np.isclose(one[31], other[31])
 
 
+@pytest.mark.parametrize("patch_length", [1, 3])
+def test_probability_integral_transforms(patch_length):
+    """Of each observed value, whatever comes after it."""
+    model = fitted(patch_length=patch_length, num_components=2)
+    series = noisy_sine(25, num_components=2)
+    gappy = [series, with_gaps(series, (slice(6, 12), 0))]
+    how = {"num_samples": 20, "random_state": 0}
+    found = model.probability_integral_transform(gappy, **how)
+    for one, transform in zip(gappy, found, strict=True):
+        assert transform.time_index.equals(one.time_index)
+        assert transform.components.equals(one.components)
+        missing = np.isnan(one.values())
+        np.testing.assert_array_equal(np.isnan(transform.values()), missing)
+        assert ((transform.values() >= 0) & (transform.values() <= 1))[~missing].all()
+    changed = [later(series, 15), gappy[1]]
+    other, _ = model.probability_integral_transform(changed, **how)
+    early, late = slice(0, 13), slice(16, 25)
+    np.testing.assert_array_equal(other.values()[early], found[0].values()[early])
+    assert not np.allclose(other.values()[late], found[0].values()[late])
+
+
+def test_transforms_of_extreme_values():
+    values = SERIES.values(copy=True)
+    values[[30, 50]] += [[4], [-4]]
+    series = SERIES.with_values(values)
+    transform = trained().probability_integral_transform(series, random_state=0).values()
+    assert transform[30] > 0.99 and transform[50] < 0.01
+    # the others lie on both sides
+    assert 0.3 < np.median(transform) < 0.7
+
+
 @pytest.mark.parametrize("transition", TRANSITIONS)
 def test_change_of_units(tiny, transition):
     """A thousand times the series has the logarithm of it less a value."""

@@ -9,13 +9,20 @@ from darts.utils.likelihood_models import torch as likelihoods
 
 from darts_ddssm.series.likelihoods import FAMILIES as table
 from darts_ddssm.series.likelihoods import (
+    cumulative,
     family_of,
     in_support,
     log_prob,
     negative_log_likelihood,
 )
 from darts_ddssm.series.scaling import Scale
-from tests.helpers import noisy_sine, same, with_gaps
+from tests.helpers import (
+    assert_mean,
+    assert_same_mean,
+    noisy_sine,
+    same,
+    with_gaps,
+)
 
 ANY = noisy_sine(num_components=2).values()
 POSITIVE = np.exp(ANY)
@@ -43,7 +50,30 @@ FAMILIES = {
 # torch counts the ends of their supports in
 OPEN = {"Gamma", "Beta"}
 
+COUNTED = {"Poisson", "NegativeBinomial", "Geometric", "Bernoulli"}
+
 MIXTURES_OF_THE_FAMILY = {"Gaussian", "LogNormal", "Bernoulli"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cumulative_probability(family):
+    """That of as many draws as there are, with half of those that equal the value."""
+    torch.manual_seed(0)
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    raw = torch.randn(1, 1, 2, likelihood.num_parameters).repeat(4000, 1, 1, 1)
+    draws = likelihood.sample(raw)
+    x = draws[:1].expand_as(draws)
+    found = cumulative(likelihood, raw, x, torch.ones_like(x))
+    assert ((found >= 0) & (found <= 1)).all()
+    # torch has the function of most densities without mass at single values
+    exact = (found == found[:1]).all()
+    assert exact == (family not in {*COUNTED, "Beta", "Dirichlet"})
+    below = (draws < x).double() + (draws == x).double() / 2
+    # the value itself is the first draw
+    if exact:
+        assert_mean(below[1:], found[0])
+    else:
+        assert_same_mean(below[1:], found.double())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

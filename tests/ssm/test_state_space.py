@@ -411,13 +411,19 @@ def test_predictive_densities_against_a_grid(transition):
         location = model.decoder(z.unsqueeze(1), z.unsqueeze(1)[..., :0])[:, 0, 0, 0]
         return Normal(location, 0.5).log_prob(x[t])
 
+    def cumulative(z: Tensor, series: Tensor, t: int) -> Tensor:
+        location = model.decoder(z.unsqueeze(1), z.unsqueeze(1)[..., :0])[:, 0, 0, 0]
+        return Normal(location, 0.5).cdf(x[t]).unsqueeze(-1)
+
     grid = torch.linspace(-6, 6, 161).double()
     pairs = torch.cartesian_prod(grid, grid).unsqueeze(-1)
     log_p = model.transition.log_prob(pairs, pairs[..., :0]).view(161, 161, 2)
     log_move, log_weight = log_p[..., 1], log_p[:, 0, 0]
-    log_cell, exact = (grid[1] - grid[0]).log(), []
+    log_cell, exact, exact_transforms = (grid[1] - grid[0]).log(), [], []
     for t in range(4):
         before = log_weight.logsumexp(0)
+        below = cumulative(grid.view(-1, 1), grid, t).squeeze(-1)
+        exact_transforms.append((log_weight.softmax(0) * below).sum())
         if seen[t]:
             log_weight = log_weight + log_emission(grid.view(-1, 1), grid, t)
         exact.append(log_weight.logsumexp(0) - before)
@@ -426,14 +432,18 @@ def test_predictive_densities_against_a_grid(transition):
     x, seen = (part.view(1, -1, 1).repeat(10, 1, 1) for part in (x, seen))
     window = Window(x, seen, x[..., :0], x[..., :0], torch.ones_like(x))
     x = x[0, :, 0]
-    found = model.predictive_log_densities(window, log_emission, 300, num_solver_steps=12)
+    functions = log_emission, cumulative
+    found, transforms = model.predictive(window, *functions, 300, num_solver_steps=12)
+    for estimates, number in zip(transforms[..., 0].T, exact_transforms, strict=True):
+        assert_mean(estimates, number, allowance=0.01)
     assert (found[:, 2] == 0).all()
     # the logarithm of an unbiased estimate is a little low
     for estimates, number in zip(found.T, exact, strict=True):
         assert_mean(estimates + estimates.var() / 2, number, allowance=0.01)
     # many samples know the number well, few do not
     assert found.std(0).max() < 0.1
-    few = model.predictive_log_densities(window, log_emission, 2, num_solver_steps=12)
+    few, none = model.predictive(window, log_emission, None, 2, num_solver_steps=12)
+    assert none.shape == (10, 4, 0)
     assert few.std(0).max() > 0.1
 
 
