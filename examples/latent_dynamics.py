@@ -4,12 +4,13 @@ Latent dynamics: what the model has learned beneath a series, and what fills its
 (a) A simulated walk that jumps up or down at every step, with its true states: recovered
     states against the true ones, the learned transition against the true one, and the
     likelihood of series never trained on against that of the process itself. With the
-    diffusion transition and, to compare, the Gaussian one.
+    diffusion transition and, to compare, the Gaussian one. Then a gap: the ways through
+    it, the state while they are open, and the observation that decides between them.
 (b) Atmospheric carbon dioxide, weekly, which comes with statsmodels: a fifth of the
     values cut out in blocks of 4 to 20 weeks and imputed, against linear interpolation
     by darts; then the gaps that the series has by itself.
 
-Writes four pictures, needs no network, and takes about ten minutes on two cores.
+Writes five pictures, needs no network, and takes about ten minutes on two cores.
 
     python examples/latent_dynamics.py --output-dir examples/output
 """
@@ -79,6 +80,7 @@ def simulated(output_dir: Path, updates: int) -> None:
     draw_states(output_dir, models["diffusion"], test)
     draw_transitions(output_dir, models, test)
     draw_forecast(output_dir, models["diffusion"], test)
+    draw_gap(output_dir, models["diffusion"], test)
 
 
 def recovery(model: DDSSMModel, sim: SimulatedSeries) -> tuple[LinearRegression, float]:
@@ -150,6 +152,41 @@ def draw_forecast(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> 
     ax.set(xlabel="time", ylabel="x", xticks=range(12, 33, 4))
     ax.legend(frameon=False, loc="upper left")
     save(fig, output_dir / "forecast_density.png")
+
+
+def draw_gap(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> None:
+    """The ways through a gap, before and after the observation that decides."""
+    start, end = 16, 19
+    series = sim.series[2]
+    values = series.values(copy=True)
+    values[start:end] = np.nan
+    gappy = series.with_values(values)
+    fit, _ = recovery(model, sim)
+    # each state given its past alone, in the units of the true state
+    filtered = model.infer_latents(gappy, filtering=True, num_samples=1000)
+    # (T, D, S) -> (T, S, D) -> (T, 1, S)
+    mapped = np.stack([fit.predict(z) for z in filtered.all_values().swapaxes(1, 2)])
+    states = TimeSeries(
+        times=filtered.time_index, values=mapped.swapaxes(1, 2), components=["state"]
+    )
+    imputed = model.impute(gappy, num_samples=1000)
+    panels = {
+        "Each state given the past: the ways open": states,
+        "Given the whole series: what came after decides": imputed,
+    }
+    fig, axes = plt.subplots(
+        1, 2, figsize=(11, 3.8), sharex=True, sharey=True, layout="constrained"
+    )
+    shown, times = slice(start - 6, end + 6), series.time_index
+    for ax, (title, drawn) in zip(axes, panels.items(), strict=True):
+        plot_density(drawn[shown], ax=ax)
+        ax.plot(times[shown], values[shown], "k.", label="observed")
+        hidden = sim.latents[2].values()[start:end]
+        ax.plot(times[start:end], hidden, "x", color="C3", label="true state, hidden")
+        ax.axvline(times[end], color="black", ls=":", lw=1, label="first value after it")
+        ax.set(title=title, xlabel="time", ylabel="x" if ax is axes[0] else "")
+    axes[0].legend(frameon=False)
+    save(fig, output_dir / "gap.png")
 
 
 def load_co2() -> tuple[TimeSeries, TimeSeries]:
