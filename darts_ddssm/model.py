@@ -210,9 +210,9 @@ class DDSSMModel(LatentMethods):
             states, which makes training and forecasts faster and reaches further into the
             past. Within such a patch, observations are independent given its state.
             ``transition_order`` and :meth:`infer_latents` then count patches in place of
-            time steps. With ``1`` each step has a state. ``None`` means ``1`` for windows
-            of up to 48 steps, and about 12 patches for longer ones, none of them longer
-            than the output chunk.
+            time steps. With ``1`` each step has a state, as the study of the dynamics
+            themselves wants. ``None`` means ``1`` for windows of fewer than 36 steps, and
+            about 12 patches for longer ones, none of them longer than the output chunk.
         likelihood
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`

@@ -9,10 +9,9 @@ from darts.logging import get_logger
 
 logger = get_logger(__name__)
 
-# A window of at most MAX_SINGLE_STEPS steps has a state at each of them, a longer one has
-# about NUM_PATCHES states.
-MAX_SINGLE_STEPS = 48
-NUM_PATCHES = 12
+# A window has about NUM_PATCHES states, but one of fewer than three times as many steps has
+# a state at each of them.
+NUM_PATCHES, MIN_PATCHED_STEPS = 12, 36
 
 # Updates of a training whose length is left open: the fewest, up to so many windows, and
 # the most. In between their number rises with the square root of the windows.
@@ -39,15 +38,15 @@ def say_once(message: str) -> None:
 def automatic_patch_length(window_length: int, output_length: int) -> int:
     """Return the length of patches for windows of a length, 1 for a state at each step.
 
-    In a long window it is a twelfth of the window, shortened so that the output chunk is
-    divided evenly.
+    In a long window it is about a twelfth of the window, shortened so that the output chunk
+    is divided evenly.
 
     Parameters
     ----------
     window_length, output_length
         Steps of a training window and of its output chunk.
     """
-    if window_length <= MAX_SINGLE_STEPS:
+    if window_length < MIN_PATCHED_STEPS:
         return 1
     num_after = math.ceil(output_length / (window_length // NUM_PATCHES))
     return math.ceil(output_length / num_after)

@@ -17,8 +17,10 @@ from tests.helpers import drawn, noisy_sine, with_gaps
     "window, output, expected",
     [
         (18, 6, 1),
-        (48, 12, 1),
-        (49, 12, 4),
+        (32, 1, 1),
+        (35, 12, 1),
+        (36, 12, 3),
+        (48, 12, 4),
         (65, 13, 5),
         (80, 20, 5),
         (156, 24, 12),
