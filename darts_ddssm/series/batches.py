@@ -89,6 +89,24 @@ def _window(
     )
 
 
+def observed_values(batch: TorchInferenceBatch | TorchTrainingBatch, gap: int) -> Tensor:
+    """Return the flags of a batch's targets, 1 where observed.
+
+    Those of the input chunk, (B, I, C), or of a training window, (B, I + G + n, C).
+
+    Parameters
+    ----------
+    batch
+        A batch of darts' inference or training dataset.
+    gap
+        Number G of steps between the chunks, ``output_chunk_shift``.
+    """
+    x = batch.past_target
+    if isinstance(batch, TorchTrainingBatch):
+        x = torch.cat([x, _unknown(x, gap), batch.future_target], dim=1)
+    return (~x.isnan()).to(x.dtype)
+
+
 def training_window(
     batch: TorchTrainingBatch, gap: int, lag: int, scales: TrainingScales
 ) -> Window:

@@ -23,7 +23,7 @@ References
 import torch
 from torch import Tensor
 
-from darts_ddssm.series.likelihoods import bounded
+from darts_ddssm.series.likelihoods import density
 from darts_ddssm.series.model import NormalisedWindow, SeriesModel
 
 
@@ -76,11 +76,7 @@ def forecast_loss(
     raw = model.decode(z, ahead.u.repeat(num_samples, 1, 1), model.patches(0, num_ahead))
     raw = raw[:, -n:]
     actual = window.map(lambda x: x[:, -n:])
-    if not raw.isfinite().all():
-        # no distribution, for the caller to see
-        return raw.sum()
-    parameters = model.likelihood._params_from_output(bounded(model.likelihood, raw))
-    draws: Tensor = model.likelihood._distr_from_params(parameters).rsample()
+    draws: Tensor = density(model.likelihood, raw).rsample()
     # (S * B, n, C) -> (S, B, n, C)
     draws = draws.unflatten(0, (num_samples, -1))
     distance = (draws - actual.x).abs().mean(0)

@@ -4,7 +4,9 @@ What each family of darts' likelihoods can do, and densities with missing values
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,6 +31,7 @@ from darts.utils.likelihood_models.torch import (
     WeibullLikelihood,
 )
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.distributions.constraints import (
     Constraint,
     boolean,
@@ -195,6 +198,59 @@ def bounded(likelihood: TorchLikelihood, raw: Tensor) -> Tensor:
     return torch.cat([first, others.clamp(min=MIN_RAW)], dim=-1)
 
 
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Let torch make densities without a look at their parameters.
+
+    The look waits for the device. Bounded parameters pass it unless they are not finite,
+    and then neither are draws and densities.
+    """
+    default = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(default)
+
+
+def density(likelihood: TorchLikelihood, raw: Tensor) -> Distribution:
+    """Return the density of each value.
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    raw
+        Raw parameters, (N, T, C, K).
+    """
+    parameters = likelihood._params_from_output(bounded(likelihood, raw))
+    with _unchecked():
+        found: Distribution = likelihood._distr_from_params(parameters)
+    return found
+
+
+@torch.no_grad()
+def draw(likelihood: TorchLikelihood, raw: Tensor) -> Tensor:
+    """Draw a value from each density.
+
+    Parameters
+    ----------
+    likelihood, raw
+        As for :func:`density`.
+
+    Returns
+    -------
+    Tensor
+        Observations, (N, T, C).
+    """
+    if family_of(likelihood).reparametrised:
+        # `torch.normal`, which darts asks, looks at the spreads
+        return density(likelihood, raw).rsample()
+    with _unchecked():
+        drawn: Tensor = likelihood.sample(bounded(likelihood, raw))
+    return drawn
+
+
 def _without_missing(
     likelihood: TorchLikelihood, raw: Tensor, x: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -235,14 +291,29 @@ def negative_log_likelihood(
         Weight of each observation, zero where it is missing, (B, T, C).
     """
     raw = bounded(likelihood, raw)
-    if raw.isnan().any():
-        # The loss of a network that has diverged; torch would refuse the parameters.
-        return raw.sum()
     x, weight = _without_missing(likelihood, raw, x, weight)
+    if type(likelihood) is GaussianLikelihood and not has_prior(likelihood):
+        return _gaussian_loss(likelihood, raw, x, weight)
     # one density for all components of a step is one term, not C of them
     terms = x.shape[-1] if weight.dim() < x.dim() else 1
-    loss: Tensor = likelihood.compute_loss(raw, x, weight) / terms
+    with _unchecked():
+        loss: Tensor = likelihood.compute_loss(raw, x, weight) / terms
     return loss
+
+
+def _gaussian_loss(
+    likelihood: GaussianLikelihood, raw: Tensor, x: Tensor, weight: Tensor
+) -> Tensor:
+    """What darts minimises for Gaussians, whose spreads torch's loss would look at."""
+    mean, std = likelihood._params_from_output(raw)
+    variance = std.square()
+    with torch.no_grad():
+        variance.clamp_(min=likelihood.nllloss.eps)
+    loss = 0.5 * (variance.log() + (x - mean).square() / variance)
+    loss = loss + 0.5 * math.log(2 * math.pi)
+    if likelihood.beta_nll > 0:
+        loss = loss * std.detach().square() ** likelihood.beta_nll
+    return (loss * weight).mean()
 
 
 def cumulative(
@@ -258,13 +329,11 @@ def cumulative(
     likelihood, raw, x, observed
         As for :func:`log_prob`.
     """
-    raw = bounded(likelihood, raw)
-    density = likelihood._distr_from_params(likelihood._params_from_output(raw))
-    x, _ = _without_missing(likelihood, raw, x, observed)
+    x, _ = _without_missing(likelihood, bounded(likelihood, raw), x, observed)
     try:
-        below: Tensor = density.cdf(x)
+        below: Tensor = density(likelihood, raw).cdf(x)
     except NotImplementedError:
-        drawn = density.sample()
+        drawn = draw(likelihood, raw)
         same = (drawn == x) & (torch.rand_like(drawn) < 0.5)
         below = ((drawn < x) | same).to(raw.dtype)
     return below
@@ -286,10 +355,8 @@ def log_prob(
     observed
         1 where ``x`` is observed and 0 where it is missing, (N, T, C).
     """
-    raw = bounded(likelihood, raw)
-    density = likelihood._distr_from_params(likelihood._params_from_output(raw))
-    x, observed = _without_missing(likelihood, raw, x, observed)
-    log_probs: Tensor = density.log_prob(x) * observed
+    x, observed = _without_missing(likelihood, bounded(likelihood, raw), x, observed)
+    log_probs: Tensor = density(likelihood, raw).log_prob(x) * observed
     return log_probs.sum(-1) if log_probs.dim() == x.dim() else log_probs
 
 

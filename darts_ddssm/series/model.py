@@ -21,8 +21,8 @@ from torch import Tensor
 
 from darts_ddssm.series.likelihoods import (
     Family,
-    bounded,
     cumulative,
+    draw,
     family_of,
     has_prior,
     log_prob,
@@ -86,11 +86,14 @@ class Encoded(NamedTuple):
         The data as the state-space model sees them, in M patches.
     projection
         Output of the encoder, (M, B, 2 * H).
+    complete
+        Whether something is observed in every patch, if that is known.
     """
 
     normalised: NormalisedWindow
     patches: Window
     projection: Tensor
+    complete: bool | None
 
     @property
     def scale(self) -> Scale:
@@ -177,8 +180,7 @@ class SeriesModel:
     def draw(self, raw: Tensor, scale: Scale) -> Tensor:
         """Draw an observation from each density: (S, B, T, C, K) -> (S, B, T, C)."""
         # (S, B, T, ...) -> (S * B, T, ...) and back
-        flat = bounded(self.likelihood, raw.flatten(0, 1))
-        sample: Tensor = self.likelihood.sample(flat).unflatten(0, raw.shape[:2])
+        sample = draw(self.likelihood, raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
         return scale.to_data(sample) if self.family.location_scale else sample
 
     # --- the ELBO ---------------------------------------------------------------------
@@ -208,6 +210,7 @@ class SeriesModel:
         num_encoder_rows: int = 0,
         max_rows: int | None = None,
         num_draws: int = 1,
+        observed: Tensor | None = None,
     ) -> Tensor:
         """Negative ELBO of training windows in nats per value, a scalar.
 
@@ -222,13 +225,20 @@ class SeriesModel:
         num_encoder_rows, max_rows, num_draws
             As for :meth:`StateSpaceModel.elbo_terms
             <darts_ddssm.ssm.state_space.StateSpaceModel.elbo_terms>`.
+        observed
+            The flags of the windows, (B, T, C), on the CPU, where a look at them waits for
+            no device. ``None`` if they are not there.
         """
+        share_observed = None
+        if torch.is_grad_enabled():
+            flags = normalised.window.observed.cpu() if observed is None else observed
+            share_observed = self._share_observed(flags, num_encoder_rows)
         raw, kl = self.ssm.elbo_terms(
             *posterior,
             num_encoder_rows,
             max_rows=max_rows,
             num_draws=num_draws,
-            share_observed=self._share_observed(normalised.window, num_encoder_rows),
+            share_observed=share_observed,
         )
         raw = self.training_patches.unfold(raw)
         window, scale, x = normalised
@@ -246,22 +256,32 @@ class SeriesModel:
         kl = kl * window.weight.amax((1, 2)).unsqueeze(-1)
         return nll + kl_weight * kl.sum() / x.numel()
 
-    def _share_observed(self, window: Window, num_encoder_rows: int) -> Tensor | None:
+    def _share_observed(self, observed: Tensor, num_encoder_rows: int) -> Tensor | None:
         """Share of each patch that is observed, (B, M), or None where all are alike."""
-        if not torch.is_grad_enabled() or window.observed[num_encoder_rows:].all():
+        if observed[num_encoder_rows:].all():
             return None
         fold = self.training_patches.fold
         # a patch may reach beyond the window
-        inside = fold(torch.ones_like(window.observed[:1])).sum(-1)
-        return fold(window.observed).sum(-1) / inside
+        inside = fold(torch.ones_like(observed[:1])).sum(-1)
+        return fold(observed).sum(-1) / inside
 
     # --- forecasts --------------------------------------------------------------------
 
-    def encode(self, window: Window) -> Encoded:
-        """Encode data up to the step before a forecast, (B, T, C)."""
-        normalised = self.normalise(window)
-        patches = self.patches(window.x.shape[1]).fold_window(normalised.window)
-        return Encoded(normalised, patches, self.ssm.encode(patches))
+    def encode(self, window: Window, observed: Tensor | None = None) -> Encoded:
+        """Encode data up to the step before a forecast.
+
+        Parameters
+        ----------
+        window
+            The data, B series of T steps.
+        observed
+            Its flags, (B, T, C), on the CPU, where a look at them waits for no device.
+            ``None`` if they are not there.
+        """
+        normalised, cut = self.normalise(window), self.patches(window.x.shape[1])
+        patches = cut.fold_window(normalised.window)
+        complete = None if observed is None else bool(cut.fold(observed).any(-1).all())
+        return Encoded(normalised, patches, self.ssm.encode(patches), complete)
 
     def sample_states(
         self,
@@ -288,7 +308,7 @@ class SeriesModel:
         States
             Paths of M states, of S * B rows, sample by sample.
         """
-        how = num_samples, num_solver_steps, filtering
+        how = num_samples, num_solver_steps, filtering, encoded.complete
         return self.ssm.sample_states(
             encoded.projection, encoded.patches, self._of_emission(encoded, log_prob), *how
         )
@@ -307,7 +327,7 @@ class SeriesModel:
         function
             Function of likelihood, raw parameters, values and flags of one step, a patch.
         """
-        normalised, patches, _ = encoded
+        normalised, patches = encoded.normalised, encoded.patches
         # what the emission is a density of
         x = normalised.window.x if self.family.location_scale else normalised.data
         x = self.patches(x.shape[1]).fold(x)
@@ -342,7 +362,7 @@ class SeriesModel:
             Log-densities of the data in their units, in nats, (B, M), and transforms of
             the values of each patch, (B, M, L * C).
         """
-        normalised, patches, _ = encoded
+        normalised, patches = encoded.normalised, encoded.patches
         found = self.ssm.predictive(
             patches,
             self._of_emission(encoded, log_prob),
@@ -415,6 +435,7 @@ class SeriesModel:
         num_samples: int,
         num_solver_steps: int,
         max_paths: int,
+        observed: Tensor | None = None,
     ) -> Tensor:
         """Draw joint sample paths of the horizon.
 
@@ -426,13 +447,15 @@ class SeriesModel:
             As for :meth:`forecast_parameters`.
         max_paths
             The most paths of all series that are drawn at a time, to bound the memory.
+        observed
+            The flags of the context, as for :meth:`encode`.
 
         Returns
         -------
         Tensor
             Observations, (S, B, n, C).
         """
-        encoded = self.encode(context)
+        encoded = self.encode(context, observed)
         samples = []
         for size in group_sizes(num_samples, max_paths // len(context.x)):
             raw = self.forecast_parameters(encoded, horizon, n, size, num_solver_steps)
@@ -447,6 +470,7 @@ class SeriesModel:
         num_samples: int,
         num_solver_steps: int,
         max_paths: int,
+        observed: Tensor | None = None,
     ) -> Tensor:
         """Parameters of the predictive marginal of each value, by latent paths.
 
@@ -454,7 +478,7 @@ class SeriesModel:
 
         Parameters
         ----------
-        context, horizon, n, num_samples, num_solver_steps, max_paths
+        context, horizon, n, num_samples, num_solver_steps, max_paths, observed
             As for :meth:`forecast`.
 
         Returns
@@ -462,7 +486,7 @@ class SeriesModel:
         Tensor
             Parameters in data units, (B, n, C, K).
         """
-        encoded = self.encode(context)
+        encoded = self.encode(context, observed)
         raw = torch.cat(
             [
                 self.forecast_parameters(encoded, horizon, n, size, num_solver_steps)

@@ -201,11 +201,12 @@ def resample(log_weights: Tensor, owner: Tensor, num_samples: int) -> Tensor:
     series, local = owner.unique_consecutive(return_inverse=True)
     weights = _normalised(log_weights, local, len(series))
     # one draw and even steps from it leave least to chance
-    starts = torch.rand(len(series), 1).to(weights)
-    steps = (starts + torch.arange(num_samples).to(weights)) / num_samples
+    starts = torch.rand_like(weights[: len(series), None])
+    steps = (starts + torch.arange(num_samples, device=weights.device)) / num_samples
     # the weights of each series sum to one
     edges = weights.cumsum(0)
-    points = (steps + torch.arange(len(series)).to(steps).unsqueeze(-1)).flatten()
+    points = torch.arange(len(series), device=steps.device).unsqueeze(-1)
+    points = (steps + points).flatten()
     places = torch.searchsorted(edges, points)
     # rounding may lead to a neighbour
     counts = local.bincount(minlength=len(series))
@@ -232,7 +233,7 @@ def _normalised(log_weights: Tensor, local: Tensor, num_series: int) -> Tensor:
 def effective_number(log_weights: Tensor, owner: Tensor, num_series: int) -> Tensor:
     """Effective number of the weights of each series, (B,): 1 / sum w^2."""
     squares = _normalised(log_weights, owner, num_series).square()
-    return 1 / torch.zeros(num_series).to(squares).scatter_add(0, owner, squares)
+    return 1 / squares.new_zeros(num_series).scatter_add(0, owner, squares)
 
 
 def predictive(

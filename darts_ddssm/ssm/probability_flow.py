@@ -137,7 +137,7 @@ def probability_flow_log_prob(
 
     def slope(y: Tensor, log_sigma: float) -> Tensor:
         """Derivative of y and of its log-density in log sigma, (N, D + 1)."""
-        level = y.new_tensor([log_sigma])
+        level = y.new_full((1,), log_sigma)
 
         def function(y: Tensor) -> Tensor:
             return network(y, level)
@@ -160,7 +160,7 @@ def probability_flow_log_prob(
     y, gained = state[:, :dim], state[:, dim]
     # At the highest level, log p(0) is that of N(0, 1) and log p(y) - log p(0) the line
     # integral of the score, which is linear: -y + F(y) / sigma in these coordinates.
-    level = y.new_tensor([math.log(high)])
+    level = y.new_full((1,), math.log(high))
     drift = (network(y, level) + network(torch.zeros_like(y), level)) / (2 * high)
     log_prob = (y * (drift - 0.5 * y) - 0.5 * math.log(2 * math.pi)).sum(-1)
     return log_prob - gained - dim * (scale.squeeze(-1) * math.hypot(low, 1.0)).log()

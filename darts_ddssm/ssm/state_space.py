@@ -167,7 +167,8 @@ class StateSpaceModel(nn.Module):
         num_draws
             Number of noise levels for each step, if the KL is estimated for all.
         share_observed
-            Share of the values at each step that are observed, (B, T). ``None`` for all.
+            Share of the values at each step that are observed, (B, T), on the CPU. ``None``
+            for all.
 
         Returns
         -------
@@ -210,6 +211,7 @@ class StateSpaceModel(nn.Module):
         num_samples: int,
         num_solver_steps: int,
         filtering: bool = False,
+        complete: bool | None = None,
     ) -> States:
         """Draw paths of the states given a window, with what a forecast needs of them.
 
@@ -230,13 +232,16 @@ class StateSpaceModel(nn.Module):
             Number of network evaluations for each step of a diffusion transition.
         filtering
             Whether the last state is all that is asked for.
+        complete
+            Whether something is observed at every step, if that is known. To find out is to
+            wait for the device.
 
         Returns
         -------
         States
             Paths of S * B rows, sample by sample.
         """
-        if window.observed.any(-1).all():
+        if window.is_complete if complete is None else complete:
             floor = self.transition.min_std(len(projection))
             projection = projection.repeat(1, num_samples, 1)
             path = self.encoder.sample_path(projection, floor).z

@@ -15,6 +15,7 @@ References
 .. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -74,6 +75,30 @@ def _mean_of_processes(value: Tensor) -> Tensor:
         torch.distributed.all_reduce(value)
         value = value / torch.distributed.get_world_size()
     return value
+
+
+def _moments(path: PosteriorPath) -> Tensor:
+    """Moments of paths (N, T, D), one after another, for one exchange between processes.
+
+    E[mu^2] + E[v] of the first step. Of the others, if there are any: second moments of
+    (z_{t-1}, 1) with itself and with mu_t - z_{t-1}, and E |mu_t - z_{t-1}|^2 + E |s_t|^2.
+    """
+    # 16 bits are too few for sums
+    dtype = torch.promote_types(path.z.dtype, torch.float32)
+    z, mean, std = (x.to(dtype) for x in path)
+    first = mean[:, 0].square().mean() + std[:, 0].square().mean()
+    if z.shape[1] == 1:
+        return first.view(1)
+    # (N, T - 1, ...) -> (N * (T - 1), ...)
+    previous, std = z[:, :-1].flatten(0, 1), std[:, 1:].flatten(0, 1)
+    change = mean[:, 1:].flatten(0, 1) - previous
+    previous = nn.functional.pad(previous, (0, 1), value=1.0)
+    with torch.autocast(previous.device.type, enabled=False):
+        squares = previous.T @ previous / len(previous)
+        products = previous.T @ change / len(previous)
+    squared_change = (change.square().sum() + std.square().sum()) / len(previous)
+    parts = (first, squares, products, squared_change)
+    return torch.cat([part.flatten() for part in parts])
 
 
 class _Rows(NamedTuple):
@@ -162,40 +187,45 @@ class Transition(nn.Module, ABC):
         path
             Paths of a training batch, (N, T, D).
         """
+        moments = _mean_of_processes(_moments(path))
+        # What is not finite leaves no trace. The loss will tell.
+        finite = moments.isfinite().all()
+        moments = moments.where(finite, 0.0)
         # A plain mean of the first values, then an exponential one.
-        rate = (1 / (self.num_updates + 1)).clamp(min=SCALE_UPDATE)
-        if path.z.shape[1] > 1:
-            self._track_drift(path, rate)
-        mean = path.mean - self._centre_along(path.z)
-        new = self.squared_scale.clone()
-        for i, steps in enumerate((slice(0, 1), slice(1, None))):
-            m, s = mean[:, steps], path.std[:, steps]
-            if m.shape[1] > 0:
-                new[i] = m.square().mean() + s.square().mean()
-        self.squared_scale.lerp_(_mean_of_processes(new), rate)
-        self.num_updates += 1
+        rate = (1 / (self.num_updates + 1)).clamp(min=SCALE_UPDATE) * finite
+        first, rest = moments[:1], moments[1:]
+        if len(rest) > 0:
+            rest = self._track_drift(rest, rate).view(1)
+        else:
+            rest = self.squared_scale[1:]
+        new = torch.cat([first, rest.to(first.dtype)]).to(self.squared_scale.dtype)
+        self.squared_scale.lerp_(new, rate)
+        self.num_updates += finite
 
-    def _track_drift(self, path: PosteriorPath, rate: Tensor) -> None:
+    def _track_drift(self, moments: Tensor, rate: Tensor) -> Tensor:
+        """Update the drift from moments of the later steps; return their squared scale."""
+        size = self.drift.shape[-1]
+        parts = moments.split([(size + 1) ** 2, (size + 1) * size, 1])
+        new_squares, new_products, squared_change = parts
+        new_squares = new_squares.view_as(self.squares)
+        new_products = new_products.view_as(self.products)
+        self.squares.lerp_(new_squares.to(self.squares.dtype), rate)
+        self.products.lerp_(new_products.to(self.products.dtype), rate)
         # 16 bits have no solver
-        dtype = torch.promote_types(self.drift.dtype, torch.float32)
-        # (N, T - 1, ...) -> (N * (T - 1), ...)
-        previous = path.z[:, :-1].flatten(0, 1).to(dtype)
-        change = path.mean[:, 1:].flatten(0, 1).to(dtype) - previous
-        previous = nn.functional.pad(previous, (0, 1), value=1.0)
-        with torch.autocast(previous.device.type, enabled=False):
-            squares = previous.T @ previous / len(previous)
-            products = previous.T @ change / len(previous)
-        for old, new in ((self.squares, squares), (self.products, products)):
-            old.lerp_(_mean_of_processes(new).to(old.dtype), rate)
-        squares, products = self.squares.to(dtype), self.products.to(dtype)
-        ridge = DRIFT_RIDGE * squares.diagonal() + torch.finfo(dtype).tiny
-        # it raises nothing where the latents are not finite, which the loss will tell
-        solution, _ = torch.linalg.solve_ex(squares + ridge.diag(), products)
-        self.drift.copy_(solution)
+        squares, products = self.squares.to(moments.dtype), self.products.to(moments.dtype)
+        ridge = DRIFT_RIDGE * squares.diagonal() + torch.finfo(moments.dtype).tiny
+        # it raises nothing, and does not wait for the device
+        drift, _ = torch.linalg.solve_ex(squares + ridge.diag(), products)
+        self.drift.copy_(drift)
+        # E |change - (z, 1) drift|^2, multiplied out. The ridge bounds each of the terms by
+        # the square of the change, so that hardly a digit is lost.
+        with torch.autocast(moments.device.type, enabled=False):
+            explained = (drift * (2 * new_products - new_squares @ drift)).sum()
+        return (squared_change - explained).clamp(min=0.0) / size
 
     def min_std(self, num_steps: int) -> Tensor:
         """Floor of q's standard deviation at each of the first steps, (T,)."""
-        started = torch.ones(num_steps).to(self.squared_scale)
+        started = self.squared_scale.new_ones(num_steps)
         started[0] = 0.0
         return MIN_RELATIVE_STD * self.scale(started)
 
@@ -224,8 +254,9 @@ class Transition(nn.Module, ABC):
         num_draws
             Number of noise levels for each step, if all are evaluated.
         learns
-            Steps whose KL teaches the transition, (N, T). At the others its parameters are
-            held constant. ``None`` for all.
+            Steps whose KL teaches the transition, (N, T), on the CPU, where counting them
+            waits for no device. At the others its parameters are held constant. ``None``
+            for all.
 
         Returns
         -------
@@ -257,6 +288,7 @@ class Transition(nn.Module, ABC):
             kl = self._kl(rows, max_rows, num_draws)
         else:
             chosen = steps.flatten().nonzero().squeeze(-1)
+            chosen = chosen.to(mean.device, non_blocking=True)
             kl = self._kl(rows.map(lambda x: x[chosen]), max_rows, num_draws)
             kl = mean.new_zeros(steps.numel()).index_put((chosen,), kl)
         # (N * T,) -> (N, T)
@@ -404,8 +436,18 @@ class DiffusionTransition(Transition):
     def _denoiser(
         self, context: Tensor, levels: list[float]
     ) -> Callable[[Tensor, int], Tensor]:
-        """Return the denoiser at the i-th of the levels, all in units of sigma_d."""
-        log_sigmas = context.new_tensor(levels).log().unsqueeze(-1)
+        """Return the denoiser at the i-th of the levels, all in units of sigma_d.
+
+        They are in even steps of their logarithm.
+        """
+        # made on the device: a list that is copied there would wait for it
+        log_sigmas = torch.linspace(
+            math.log(levels[0]),
+            math.log(levels[-1]),
+            len(levels),
+            dtype=context.dtype,
+            device=context.device,
+        ).unsqueeze(-1)
         # one projection per noise level, and one per row for all noise levels
         shifts = self.network.condition(log_sigmas)
         shift_of_context = self.network.project_context(context)

@@ -53,6 +53,11 @@ class Window(NamedTuple):
         return torch.cat([self.u, self.past], dim=-1)
 
     @property
+    def is_complete(self) -> bool:
+        """Whether something is observed at every step. To ask is to wait for the device."""
+        return bool(self.observed.any(-1).all())
+
+    @property
     def until_last_observation(self) -> Tensor:
         """True where anything is observed at the step or later, (B, T)."""
         observed = self.observed.any(-1)

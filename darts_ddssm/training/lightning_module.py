@@ -4,6 +4,9 @@ The Lightning module: schedules, logging, averaged weights and clipping.
 What is computed of a batch is asked of a
 :class:`~darts_ddssm.series.model.SeriesModel`.
 
+A training update and a forecast of complete series never wait for the device: what Python
+has to know is looked at before the batch goes there, or now and then.
+
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
@@ -26,7 +29,12 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from darts_ddssm.series.batches import context_window, horizon_window, training_window
+from darts_ddssm.series.batches import (
+    context_window,
+    horizon_window,
+    observed_values,
+    training_window,
+)
 from darts_ddssm.series.inference import Question
 from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.series.model import SeriesModel
@@ -50,6 +58,9 @@ from darts_ddssm.training.weight_averaging import _AveragedWeights
 NUM_MOMENT_PATHS = 500
 
 GRADIENT_CLIP_NORM = 1.0
+
+# Updates after which the loss is looked at, to see whether it is still finite.
+CHECK_PERIOD = 16
 
 # Whoever passes one of these has a recipe of their own.
 OPTIMIZER_ARGUMENTS = ("optimizer_cls", "optimizer_kwargs", "lr_scheduler_cls")
@@ -159,6 +170,13 @@ class _DDSSMModule(PLForecastingModule):
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))
+        # The same, and `by_instance`, where a look at them waits for no device.
+        self._share_done: float | None = None
+        self._has_instance_scale: bool | None = decided and self.rin is not None
+        # The last loss or the first one that was not finite.
+        self._loss: Tensor | None = None
+        # What is observed in the batch that comes next, on the CPU.
+        self._observed: Tensor | None = None
         # Whether each window has its own scale: as the user says, or by `set_scales`.
         self.register_buffer("by_instance", torch.tensor(decided and self.rin is not None))
         self.decides_scale = not decided and self.rin is not None
@@ -186,13 +204,31 @@ class _DDSSMModule(PLForecastingModule):
             ssm=self.ssm,
             likelihood=self.likelihood,
             scales=self.scales,
-            instance_norm=self.rin if self.by_instance else None,
+            instance_norm=self.rin if self.has_instance_scale else None,
             instance_floor=self.instance_floor,
             patch_length=self.patch_length,
             input_chunk_length=self.input_chunk_length,
             output_chunk_shift=self.output_chunk_shift,
             output_chunk_length=self.output_chunk_length,
         )
+
+    @property
+    def has_instance_scale(self) -> bool:
+        """Whether each window is normalised by its input chunk."""
+        if self._has_instance_scale is None:
+            self._has_instance_scale = bool(self.by_instance)
+        return self._has_instance_scale
+
+    @property
+    def share_done(self) -> float:
+        """Share of the training that is done."""
+        if self._share_done is None:
+            self._share_done = self.progress.item()
+        return self._share_done
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._has_instance_scale = self._share_done = None
 
     @property
     def scales(self) -> TrainingScales:
@@ -212,7 +248,7 @@ class _DDSSMModule(PLForecastingModule):
     @property
     def all_scales(self) -> tuple[TrainingScales, InstanceFloor, bool]:
         """What :meth:`set_scales` sets."""
-        return self.scales, self.instance_floor, bool(self.by_instance)
+        return self.scales, self.instance_floor, self.has_instance_scale
 
     def set_scales(
         self, scales: TrainingScales, floor: InstanceFloor, by_instance: bool
@@ -236,6 +272,7 @@ class _DDSSMModule(PLForecastingModule):
                 part.copy_(value)
         if self.decides_scale:
             self.by_instance.fill_(by_instance)
+            self._has_instance_scale = by_instance
 
     # --- Lightning --------------------------------------------------------------------
 
@@ -254,6 +291,7 @@ class _DDSSMModule(PLForecastingModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_loss()
         super().on_save_checkpoint(checkpoint)
         # Lightning asks no callback where it saves the weights alone.
         if "callbacks" not in checkpoint:
@@ -270,6 +308,12 @@ class _DDSSMModule(PLForecastingModule):
         if gradient_clip_val is None:
             gradient_clip_val = GRADIENT_CLIP_NORM
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self._loss is not None:
+            # until the loss is looked at, the weights must stay finite
+            lost = ~self._loss.isfinite()
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(lost, 0.0)
 
     def take_over(self, trainer: Trainer) -> None:
         """Become the module of a trainer that has trained another one."""
@@ -278,13 +322,40 @@ class _DDSSMModule(PLForecastingModule):
         self.trainer = trainer
         trainer.strategy.connect(self)
 
+    def on_train_start(self) -> None:
+        # the weights may be those of a checkpoint
+        self._share_done, self._loss = self.progress.item(), None
+
     def on_train_batch_start(self, batch: TorchTrainingBatch, batch_idx: int) -> None:
-        self.progress.clamp_(min=progress(self.trainer))
+        self._share_done = max(self.share_done, progress(self.trainer))
+        self.progress.fill_(self._share_done)
+        if self.trainer.global_step % CHECK_PERIOD == 0:
+            self._check_loss()
+
+    def on_validation_start(self) -> None:
+        self._check_loss()
+
+    def on_train_epoch_end(self) -> None:
+        self._check_loss()
+        super().on_train_epoch_end()
+
+    def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Look where values are missing before the batch goes to a device."""
+        # The hook of this name without the underscore draws a warning from Lightning, since
+        # darts trains from a data module.
+        if isinstance(batch, TorchTrainingBatch | TorchInferenceBatch):
+            self._observed = observed_values(batch, self.output_chunk_shift).cpu()
+        return super()._on_before_batch_transfer(batch, dataloader_idx)
+
+    def _take_observed(self) -> Tensor | None:
+        """Return what was seen of the batch, once: no other batch may be taken for it."""
+        observed, self._observed = self._observed, None
+        return observed
 
     def _log(
         self,
         name: str,
-        value: Tensor | float,
+        value: Tensor,
         batch: TorchTrainingBatch,
         prog_bar: bool = False,
     ) -> None:
@@ -304,8 +375,9 @@ class _DDSSMModule(PLForecastingModule):
         window = training_window(
             batch, self.output_chunk_shift, self.patch_length, self.scales
         )
+        observed = self._take_observed()
         if stage is ModuleStage.TRAIN:
-            loss, logged = self._training_loss(window)
+            loss, logged = self._training_loss(window, observed)
         else:
             loss, elbo = validation_score(
                 self.series_model, window, self._has_forecast_loss
@@ -316,15 +388,17 @@ class _DDSSMModule(PLForecastingModule):
         self._log(f"{stage.value}_loss", logged, batch, prog_bar=True)
         if stage is ModuleStage.TRAIN:
             # which tells the phase of the training, beside the losses
-            self._log("kl_weight", self._kl_weight, batch, prog_bar=True)
+            # made on the device: Lightning copies a number there, and waits
+            weight = loss.new_full((), self._kl_weight)
+            self._log("kl_weight", weight, batch, prog_bar=True)
         if len(metrics):
-            self._update_metrics_with_sample(batch, metrics)
+            self._update_metrics_with_sample(batch, metrics, observed)
         return loss
 
     @property
     def _kl_weight(self) -> float:
         """Weight of the KL in the training loss by now."""
-        return kl_weight(self.progress.item(), self.peak_kl_weight)
+        return kl_weight(self.share_done, self.peak_kl_weight)
 
     @property
     def _has_forecast_loss(self) -> bool:
@@ -336,26 +410,51 @@ class _DDSSMModule(PLForecastingModule):
             and family_of(self.likelihood).reparametrised
         )
 
-    def _training_loss(self, window: Window) -> tuple[Tensor, Tensor]:
+    def _training_loss(
+        self, window: Window, observed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the training loss of windows, and the part of it that is logged.
 
         The latter is the negative ELBO, with the weight that the KL has by now. In time
         the loss of forecasts of several steps is added to it.
         """
         forecast_weight = 0.0
-        if self._has_forecast_loss and self.progress >= FORECAST_LOSS_START:
+        if self._has_forecast_loss and self.share_done >= FORECAST_LOSS_START:
             forecast_weight = self.overshooting_weight * forecast_loss_share(
                 self.trainer.global_step
             )
         loss, negative_elbo = training_loss(
             self.series_model,
             window,
+            observed,
             self._kl_weight,
             forecast_weight,
             self.gap_augmentation,
-            input_noise(self.progress.item(), self.input_noise),
+            input_noise(self.share_done, self.input_noise),
         )
-        if not self._all_finite(loss):
+        self._watch(loss)
+        return loss, negative_elbo
+
+    def _watch(self, loss: Tensor) -> None:
+        """Keep a loss to be checked, of all processes of this training."""
+        loss = loss.detach().clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # a process that stopped alone would leave the others waiting
+            finite = loss.isfinite().to(loss.dtype)
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+            loss = loss.where((finite > 0) | ~loss.isfinite(), torch.nan)
+        if self._loss is not None:
+            loss = loss.where(self._loss.isfinite(), self._loss)
+        self._loss = loss
+
+    def _check_loss(self) -> None:
+        """Raise an error if a loss was not finite.
+
+        Looking at it waits for the device. It is done now and then, and before anything is
+        saved or compared. Until then the weights stay finite.
+        """
+        loss, self._loss = self._loss, None
+        if loss is not None and not loss.isfinite():
             raise_log(
                 RuntimeError(
                     f"The training loss became non-finite (`{loss.item()}`). Check that "
@@ -366,33 +465,33 @@ class _DDSSMModule(PLForecastingModule):
                     "before this update are intact."
                 )
             )
-        return loss, negative_elbo
-
-    def _all_finite(self, loss: Tensor) -> bool:
-        """Tell whether a loss is finite in all processes of this training."""
-        finite = loss.detach().isfinite().to(loss.dtype)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # a process that stopped alone would leave the others waiting
-            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
-        return bool(finite)
 
     @torch.no_grad()
     def _update_metrics_with_sample(
-        self, batch: TorchTrainingBatch, metrics: MetricCollection
+        self,
+        batch: TorchTrainingBatch,
+        metrics: MetricCollection,
+        observed: Tensor | None,
     ) -> None:
         """Compare one sample of the forecast, from the input chunk alone, with the data.
 
         Steps with a missing value are left out.
         """
         given = self._split_at_origin(batch, self.output_chunk_length)
-        (sample,) = self.series_model.forecast(
-            *given, 1, self.num_solver_steps, max_paths=len(batch.past_target)
-        )
+        target = batch.future_target
+        if observed is None:
+            observed = observed_values(batch, self.output_chunk_shift).cpu()
+        how = 1, self.num_solver_steps, len(target)
+        before = observed[:, : self.input_chunk_length]
+        (sample,) = self.series_model.forecast(*given, *how, before)
+        complete = observed[:, -target.shape[1] :].all(-1).flatten()
         # (B, n, C) -> (B * n, C)
-        sample, target = sample.flatten(0, 1), batch.future_target.flatten(0, 1)
-        complete = ~target.isnan().any(-1)
-        if complete.any():
-            metrics.update(sample[complete], target[complete])
+        sample, target = sample.flatten(0, 1), target.flatten(0, 1)
+        if not complete.all():
+            rows = complete.nonzero().squeeze(-1).to(target.device, non_blocking=True)
+            sample, target = sample[rows], target[rows]
+        if len(target) > 0:
+            metrics.update(sample, target)
 
     # --- forecasts --------------------------------------------------------------------
 
@@ -430,7 +529,7 @@ class _DDSSMModule(PLForecastingModule):
         given = self._split_at_origin(batch, self.pred_n)
         # no more memory than a training batch takes
         length = batch.past_target.shape[1] + self.output_chunk_length
-        how = self.num_solver_steps, self.pred_batch_size * length
+        how = self.num_solver_steps, self.pred_batch_size * length, self._take_observed()
         if self.predict_likelihood_parameters:
             self._check_has_marginal()
             parameters = model.marginal_parameters(*given, NUM_MOMENT_PATHS, *how)

@@ -28,6 +28,7 @@ FORECAST_SOLVER_STEPS = 7
 def training_loss(
     model: SeriesModel,
     window: Window,
+    observed: Tensor | None,
     kl_weight: float,
     forecast_weight: float,
     gap_augmentation: float,
@@ -43,6 +44,9 @@ def training_loss(
         The model that is trained.
     window
         Training windows, B of I + G + n steps.
+    observed
+        Their flags, (B, I + G + n, C), on the CPU, where a look at them waits for no
+        device. ``None`` if they are not there.
     kl_weight
         Weight of the KL in the negative ELBO.
     forecast_weight
@@ -64,7 +68,12 @@ def training_loss(
     if any(p.requires_grad for p in transition.parameters()):
         transition.track_moments(posterior.path.rows(slice(num_masked, None)))
     negative_elbo = model.negative_elbo(
-        masked, posterior, kl_weight, num_encoder_rows=num_masked, max_rows=KL_ROWS
+        masked,
+        posterior,
+        kl_weight,
+        num_encoder_rows=num_masked,
+        max_rows=KL_ROWS,
+        observed=observed,
     )
     if forecast_weight == 0:
         return negative_elbo, negative_elbo

@@ -12,11 +12,12 @@ from torch import Tensor
 WEIGHT_AVERAGE_DECAY = 0.999
 
 
-@torch.no_grad()
-def _update_average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-    """Exponential average whose window grows with the number of updates at first."""
-    rate = max(1 - WEIGHT_AVERAGE_DECAY, 9 / (10 + int(count)))
-    torch._foreach_lerp_(averaged, current, rate)
+def _rate(count: int) -> float:
+    """Share of the average that an update replaces, after so many: all of it at first.
+
+    The window of the average grows with the number of updates, up to a limit.
+    """
+    return max(1 - WEIGHT_AVERAGE_DECAY, 9 / (10 + count)) if count > 0 else 1.0
 
 
 # Checkpoints know the callback by the name of its class.
@@ -28,15 +29,33 @@ class _AveragedWeights(WeightAveraging):
     """
 
     def __init__(self) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=_update_average)
+        super().__init__(use_buffers=False)
 
     def _match_precision(self, pl_module: LightningModule) -> None:
         # Lightning copies the module before it casts it.
         if self._average_model is not None:
             self._average_model.to(pl_module.dtype)
+            # counted on the CPU, where reading the number waits for no device
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._match_precision(pl_module)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any
+    ) -> None:
+        """Average after each step of the optimizer, without waiting for the device."""
+        if self._average_model is None or trainer.global_step <= self._latest_update_step:
+            return
+        self._latest_update_step = trainer.global_step
+        module, count = self._average_model.module, self._average_model.n_averaged
+        averaged: list[Tensor] = list(module.parameters())
+        current: list[Tensor] = list(pl_module.parameters())
+        torch._foreach_lerp_(averaged, current, _rate(int(count)))
+        for own, new in zip(module.buffers(), pl_module.buffers(), strict=True):
+            own.copy_(new)
+        count += 1
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

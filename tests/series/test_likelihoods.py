@@ -266,3 +266,22 @@ def test_a_likelihood_of_the_user_has_its_own_support():
     assert told.support is torch.distributions.constraints.nonnegative
     assert not (told.location_scale or told.reparametrised or told.marginal)
     assert not told.takes_prior
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_the_gaussian_loss_is_that_of_darts(beta):
+    """Which looks at the spreads; in value and derivatives, at its least variance too."""
+    torch.manual_seed(0)
+    likelihood = likelihoods.GaussianLikelihood(beta_nll=beta)
+    raw, x = torch.randn(4, 5, 2, 2, dtype=torch.float64), torch.randn(4, 5, 2).double()
+    raw[0, ..., 1] = -20.0
+    weight = (torch.rand(4, 5, 2) < 0.7).double()
+    ours, theirs = (raw.clone().requires_grad_() for _ in range(2))
+    loss = negative_log_likelihood(likelihood, ours, x, weight)
+    # where the weight is zero, the mean itself is put
+    filled = torch.where(weight > 0, x, raw[..., 0])
+    expected = likelihood.compute_loss(theirs, filled, weight)
+    torch.testing.assert_close(loss, expected)
+    (ours_grad,) = torch.autograd.grad(loss, ours)
+    (theirs_grad,) = torch.autograd.grad(expected, theirs)
+    torch.testing.assert_close(ours_grad, theirs_grad)

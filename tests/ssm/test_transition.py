@@ -263,6 +263,37 @@ def test_drift_without_variation_is_none():
     assert not transition.drift.any()
 
 
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_processes_exchange_their_moments_at_once(monkeypatch, num_steps):
+    """Two that see the same paths track what one alone does."""
+    alone, one_of_two = (transition_of(DiffusionTransition, 2) for _ in range(2))
+    path, exchanged = posterior(20, num_steps, latent_dim=2), []
+    alone.track_moments(path)
+
+    def all_reduce(value: Tensor) -> None:
+        exchanged.append(value.mul_(2))
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    one_of_two.track_moments(path)
+    assert len(exchanged) == 1
+    for name, value in alone.named_buffers():
+        torch.testing.assert_close(one_of_two.get_buffer(name), value)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_paths_that_are_not_finite_leave_no_trace(value):
+    transition = transition_of(DiffusionTransition, 2)
+    path = posterior(20, 4, latent_dim=2)
+    transition.track_moments(path)
+    before = {name: x.clone() for name, x in transition.named_buffers()}
+    path.z[0, 1, 0] = value
+    transition.track_moments(path)
+    for name, x in transition.named_buffers():
+        torch.testing.assert_close(x, before[name], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", BOTH)
 def test_kl_leaves_the_scale_as_it_is(kind):
     transition = transition_of(kind)
