@@ -44,6 +44,7 @@ from darts_ddssm.estimator.data_checks import (
     check_trained,
     window_length,
 )
+from darts_ddssm.estimator.distillation import drop_sampler
 from darts_ddssm.estimator.input_noise import automatic_input_noise
 from darts_ddssm.estimator.latent_methods import LatentMethods
 from darts_ddssm.estimator.scales import (
@@ -721,6 +722,7 @@ class DDSSMModel(LatentMethods):
     def _train(
         self, trainer: Trainer, model: _DDSSMModule, *args: Any, **kwargs: Any
     ) -> None:
+        drop_sampler(model.ssm.transition)
         try:
             super()._train(trainer, model, *args, **kwargs)
         except BaseException:

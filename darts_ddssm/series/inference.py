@@ -229,6 +229,58 @@ def _draw(
 
 
 @dataclass
+class Distillation(Question):
+    """Weights of a distilled sampler, and how far its draws are off, last: (P + 1,).
+
+    The batch has windows of the length of a training window. Along each are paths of the
+    posterior to its end, and as many that follow a forecast from its origin.
+
+    Parameters
+    ----------
+    num_evaluations
+        Number of network evaluations of the sampler.
+    num_updates
+        Number of updates of its training.
+    num_draws
+        Number of steps of all paths from which draws are learned, at most.
+    """
+
+    num_evaluations: int
+    num_updates: int
+    num_draws: int
+
+    def answer(self, model: SeriesModel) -> Tensor:
+        sampler, distance = model.ssm.transition.distilled(
+            self._contexts(model), self.num_evaluations, self.num_updates
+        )
+        weights = torch.nn.utils.parameters_to_vector(sampler.parameters())
+        return torch.cat([weights.detach(), distance.view(1)])
+
+    def _contexts(self, model: SeriesModel) -> Tensor:
+        """Contexts of steps of the paths, in random order: (N, H)."""
+        ssm, context = model.ssm, model.ssm.transition.context
+        patches = model.training_patches.fold_window(self._normalised(model).window)
+        num_windows, num_patches, _ = patches.x.shape
+        size = math.ceil(self.num_draws / (2 * num_windows * num_patches))
+        inputs = patches.transition_inputs.repeat(size, 1, 1)
+        before, after = inputs.tensor_split([ssm.num_context], dim=1)
+        past = ssm.sample_posterior(patches.map(lambda x: x[:, : ssm.num_context]), size).z
+        following = ssm.roll_out(
+            context.from_path(past, before),
+            after,
+            self.num_solver_steps,
+            num_before=ssm.num_context,
+        )
+        forecasts = torch.cat([past, following], dim=1)
+        smoothed = ssm.sample_posterior(patches, size).z
+        # twice (S * B, M, H) -> (2 * S * B * M, H) -> (N, H)
+        contexts = torch.cat([context(z, inputs) for z in (smoothed, forecasts)])
+        contexts = contexts.flatten(0, 1)
+        order = torch.randperm(len(contexts), device=contexts.device)
+        return contexts[order[: self.num_draws]]
+
+
+@dataclass
 class TransitionDraws(Question):
     """The state that follows each history: (S, B, D).
 

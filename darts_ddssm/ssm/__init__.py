@@ -7,6 +7,7 @@ Nothing here knows of darts or Lightning. The files, from the inside out:
 - ``window``: a stretch of data;
 - ``patches``: how a window is cut where a latent state stands for several time steps;
 - ``diffusion``: explicit score matching, the preconditioned denoiser, the solver;
+- ``distillation``: samplers of a diffusion model with few network evaluations;
 - ``probability_flow``: the density of a diffusion model;
 - ``context``: the context network, which tells the transition of the past latents;
 - ``encoder``: the posterior q_phi(z_t | z_{t-1}, x_{1:T});
@@ -40,6 +41,7 @@ U, P                         inputs of all networks, past covariates (transition
 F                            features of any kind
 H                            hidden size of a network, size of a context
 E                            size of the embedding of a noise level
+k                            network evaluations of a distilled sampler
 j                            Markov order of the transition, ``transition_order``
 R, A                         steps that a lag kernel reaches back, sums that it makes
 ===========================  =======================================================

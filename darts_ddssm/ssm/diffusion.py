@@ -155,6 +155,7 @@ class DenoiserNetwork(nn.Module):
     ) -> None:
         super().__init__()
         embedding_size = 32
+        self.hidden_size = hidden_size
         self.embedding = FourierEmbedding(embedding_size)
         self.linear_in = nn.Linear(latent_dim, hidden_size)
         self.project_context = nn.Linear(context_size, num_blocks * hidden_size)

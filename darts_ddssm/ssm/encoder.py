@@ -188,8 +188,10 @@ class Encoder(nn.Module):
         h = torch.cat([self.gru(features)[0], features], dim=-1)
         return torch.cat([self.project_first(h[:1]), self.project(h[1:])])
 
-    def sample_path(self, projection: Tensor, floor: Tensor) -> PosteriorPath:
-        """Draw one path per window.
+    def sample_path(
+        self, projection: Tensor, floor: Tensor, num_samples: int = 1
+    ) -> PosteriorPath:
+        """Draw paths of each window.
 
         Parameters
         ----------
@@ -197,20 +199,42 @@ class Encoder(nn.Module):
             Output of :meth:`forward`, (T, B, 2 * H).
         floor
             Least standard deviation of each step, (T,).
+        num_samples
+            Number S of paths of each window.
 
         Returns
         -------
         PosteriorPath
-            Paths, (B, T, D).
+            Paths, (S * B, T, D), sample by sample.
         """
+        num_steps, num_windows, _ = projection.shape
         with torch.autocast(projection.device.type, enabled=False):
             projection = projection.to(self.weight_in.dtype)
-            noise = torch.randn_like(projection[..., :1].expand(-1, -1, self.latent_dim))
-            steps = _PosteriorPath.apply(  # type: ignore[no-untyped-call]
-                projection, noise, floor, *self._weights
-            )
-        # (T, B, D) -> (B, T, D)
+            shape = num_steps, num_samples * num_windows, self.latent_dim
+            noise = torch.randn_like(projection.new_empty(shape))
+            if torch.is_grad_enabled():
+                copies = projection.repeat(1, num_samples, 1)
+                steps = _PosteriorPath.apply(  # type: ignore[no-untyped-call]
+                    copies, noise, floor, *self._weights
+                )
+            else:
+                steps = self._loop(projection, noise, floor)
+        # (T, S * B, D) -> (S * B, T, D)
         return PosteriorPath(*(x.transpose(0, 1) for x in steps))
+
+    def _loop(self, projection: Tensor, noise: Tensor, floor: Tensor) -> list[Tensor]:
+        """The recursion where no derivative is asked for: it keeps what it returns.
+
+        Noise (T, S * B, D) to path, mean and standard deviation.
+        """
+        # (T, S * B, D) -> (T, S, B, D): the projection serves all samples
+        noise = noise.unflatten(1, (-1, projection.shape[1]))
+        z, steps = torch.zeros_like(noise[0]), []
+        for each in zip(projection, noise, floor, strict=True):
+            z, mean, std, *_ = _posterior_step(z, *each, self._weights)
+            steps.append((z, mean, std))
+        # (T, S, B, D) -> (T, S * B, D)
+        return [torch.stack(x).flatten(1, 2) for x in zip(*steps, strict=True)]
 
     def moments(
         self, z: Tensor, projection: Tensor, floor: Tensor

@@ -288,7 +288,8 @@ def predictive(
         u = inputs[owner, t]
         projection = encode(past)[-1]
         mean, std = encoder.moments(history.previous, projection[owner], floor[t])
-        drawn = transition.sample(history, u, num_solver_steps)
+        # the weights below are of the density itself
+        drawn = transition.sample(history, u, num_solver_steps, in_full=True)
         from_encoder = (torch.rand_like(mean[:, :1]) < 0.5) & seen[owner, t].unsqueeze(-1)
         z = torch.where(from_encoder, mean + std * torch.randn_like(mean), drawn)
         added = torch.zeros_like(log_weights)

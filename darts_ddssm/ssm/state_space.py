@@ -132,10 +132,9 @@ class StateSpaceModel(nn.Module):
         PosteriorPath
             Paths, (S * B, T, D), sample by sample.
         """
-        # (T, B, 2 * H) -> (T, S * B, 2 * H)
-        projection = self.encode(window).repeat(1, num_samples, 1)
+        projection = self.encode(window)
         floor = self.transition.min_std(len(projection))
-        return self.encoder.sample_path(projection, floor)
+        return self.encoder.sample_path(projection, floor, num_samples)
 
     def elbo_terms(
         self,
@@ -243,8 +242,7 @@ class StateSpaceModel(nn.Module):
         """
         if window.is_complete if complete is None else complete:
             floor = self.transition.min_std(len(projection))
-            projection = projection.repeat(1, num_samples, 1)
-            path = self.encoder.sample_path(projection, floor).z
+            path = self.encoder.sample_path(projection, floor, num_samples).z
             inputs = window.transition_inputs.repeat(num_samples, 1, 1)
             history = self.transition.context.from_path(path, inputs)
             met = path.new_full((len(window.x),), torch.inf)

@@ -33,6 +33,7 @@ from darts_ddssm.ssm.diffusion import (
     sampling_levels,
     solve_probability_flow,
 )
+from darts_ddssm.ssm.distillation import FewStepSampler, distil
 from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.networks import MLP, frozen
 from darts_ddssm.ssm.probability_flow import NUM_STEPS, probability_flow_log_prob
@@ -67,6 +68,15 @@ def _with_drift(
     for name in ("squares", "products", "drift"):
         buffer = transition.get_buffer(name)
         state.setdefault(prefix + name, torch.zeros_like(buffer))
+
+
+def _with_sampler(
+    transition: "DiffusionTransition", state: dict[str, Tensor], prefix: str, *args: Any
+) -> None:
+    """Make the transition have a distilled sampler if loaded weights have one."""
+    start = f"{prefix}sampler.networks."
+    numbers = {name[len(start) :].split(".")[0] for name in state if name.startswith(start)}
+    transition.sampler = transition.new_sampler(len(numbers)) if numbers else None
 
 
 def _mean_of_processes(value: Tensor) -> Tensor:
@@ -349,12 +359,26 @@ class Transition(nn.Module, ABC):
         """Return the linear prediction at each step of paths (N, T, D): (N, T, D)."""
         return self.centre(shift_right(z), _started_along(z))
 
-    def sample(self, history: History, u: Tensor, num_solver_steps: int) -> Tensor:
-        """Draw the next latent of each history: inputs (N, U) -> (N, D)."""
+    def sample(
+        self, history: History, u: Tensor, num_solver_steps: int, in_full: bool = False
+    ) -> Tensor:
+        """Draw the latent that follows each history, (N, D).
+
+        Parameters
+        ----------
+        history
+            Histories of N paths.
+        u
+            Inputs, (N, U).
+        num_solver_steps
+            Number of network evaluations of a diffusion transition.
+        in_full
+            Whether to draw from the density itself, though there is a distilled sampler.
+        """
         context = self.context.output(history, u)
         scale = self.scale(history.started)
         centre = self.centre(history.previous, history.started)
-        return centre + self._sample(context, scale, num_solver_steps)
+        return centre + self._sample(context, scale, num_solver_steps, in_full)
 
     def mean(self, history: History, u: Tensor) -> Tensor:
         """Mean of the next latent of each history: inputs (N, U) -> (N, D)."""
@@ -373,7 +397,9 @@ class Transition(nn.Module, ABC):
         """Log-density of each row in centred coordinates, (N,)."""
 
     @abstractmethod
-    def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
+    def _sample(
+        self, context: Tensor, scale: Tensor, num_solver_steps: int, in_full: bool
+    ) -> Tensor:
         """Draw for each row, in centred coordinates, (N, D)."""
 
     @abstractmethod
@@ -399,6 +425,11 @@ class DiffusionTransition(Transition):
             context.latent_dim, context.context_size, hidden_size
         )
         self.noise = LogUniformNoise()
+        # takes the place of the solver once the transition is distilled
+        self.sampler: FewStepSampler | None = None
+        self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _with_sampler
+        )
 
     def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
         num_rows = len(rows.mean)
@@ -460,7 +491,47 @@ class DiffusionTransition(Transition):
 
         return denoise
 
-    def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
+    def new_sampler(self, num_evaluations: int) -> FewStepSampler:
+        """Return a sampler of few evaluations that starts with the denoiser's weights."""
+        size, width = self.network.project_context.in_features, self.network.hidden_size
+        sampler = FewStepSampler(self.latent_dim, size, width, num_evaluations)
+        for network in sampler.networks:
+            network.load_state_dict(self.network.state_dict())
+        return sampler.to(self.drift)
+
+    def distilled(
+        self, contexts: Tensor, num_evaluations: int, num_updates: int
+    ) -> tuple[FewStepSampler, Tensor]:
+        """Return a sampler of few evaluations, and how far its draws are off.
+
+        Parameters
+        ----------
+        contexts
+            Contexts of what is to be drawn, (N, H), in random order.
+        num_evaluations
+            Number of network evaluations.
+        num_updates
+            Number of updates of its training.
+
+        Returns
+        -------
+        sampler
+            The sampler.
+        distance
+            As :func:`darts_ddssm.ssm.distillation.relative_distance`, a scalar.
+        """
+        # 16 bits are too few to learn
+        dtype = torch.promote_types(self.drift.dtype, torch.float32)
+        sampler = self.new_sampler(num_evaluations).to(dtype)
+        with torch.autocast(contexts.device.type, enabled=False):
+            contexts = contexts.to(self.drift.dtype)
+            return sampler, distil(sampler, self._denoiser, contexts, num_updates)
+
+    def _sample(
+        self, context: Tensor, scale: Tensor, num_solver_steps: int, in_full: bool
+    ) -> Tensor:
+        if self.sampler is not None and not in_full:
+            return scale * self.sampler(context)
         levels = sampling_levels(num_solver_steps)
         noise = torch.randn_like(context.new_empty(len(context), self.latent_dim))
         denoise = self._denoiser(context, levels)
@@ -509,7 +580,9 @@ class GaussianTransition(Transition):
         moments = self.moments(context, scale)
         return torch.distributions.Normal(*moments).log_prob(z).sum(-1)
 
-    def _sample(self, context: Tensor, scale: Tensor, num_solver_steps: int) -> Tensor:
+    def _sample(
+        self, context: Tensor, scale: Tensor, num_solver_steps: int, in_full: bool
+    ) -> Tensor:
         mean, std = self.moments(context, scale)
         return mean + std * torch.randn_like(mean)
 

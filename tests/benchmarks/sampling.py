@@ -1,0 +1,136 @@
+"""
+Time of forecasts beside RNNModel, with the full solver and with distilled samplers.
+
+    python tests/benchmarks/sampling.py
+    python tests/benchmarks/sampling.py --walk-updates 3000
+
+With ``--walk-updates`` a model is fitted to the bimodal walk and distilled, and the
+divergence of its one-step forecasts to the exact density is printed for each sampler;
+``--walk-model`` takes one that was saved instead.
+"""
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from darts import TimeSeries
+from darts.models import RNNModel
+from darts.utils.likelihood_models.torch import GaussianLikelihood
+from gaps import divergence, fit
+
+from darts_ddssm import DDSSMModel
+from darts_ddssm.datasets import BimodalRandomWalk
+
+NUM_SERIES, NUM_SAMPLES, HORIZON, INPUT = 100, 100, 12, 36
+EVALUATIONS = (None, 1, 2)
+TRAINER = {
+    "accelerator": "cpu",
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+    "logger": False,
+}
+
+
+def best_time(function: Callable[[], object], repeats: int) -> float:
+    """Least time of some calls in seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def name_of(num_evaluations: int | None) -> str:
+    return "full solver" if num_evaluations is None else f"{num_evaluations} evaluations"
+
+
+def times(repeats: int) -> None:
+    """100 paths of 12 steps of 100 series; what the models learned has no influence."""
+    rng = np.random.default_rng(0)
+    steps = np.arange(2 * INPUT + 4 * HORIZON)
+    series = []
+    for _ in range(NUM_SERIES):
+        x = np.sin(2 * np.pi * (steps / 12 + rng.random()))
+        x = x + 0.1 * rng.standard_normal(len(steps))
+        series.append(TimeSeries.from_values(x.astype(np.float32)))
+    short = TRAINER | {"max_steps": 3}
+    rnn = RNNModel(
+        INPUT,
+        model="LSTM",
+        hidden_dim=40,
+        n_rnn_layers=2,
+        training_length=INPUT + HORIZON,
+        likelihood=GaussianLikelihood(),
+        pl_trainer_kwargs=short,
+    ).fit(series)
+    model = DDSSMModel(INPUT, HORIZON, patch_length=1, pl_trainer_kwargs=short).fit(series)
+
+    def forecast(one: RNNModel | DDSSMModel) -> float:
+        return best_time(
+            lambda: one.predict(HORIZON, series, num_samples=NUM_SAMPLES), repeats
+        )
+
+    # side by side, since a machine's pace changes
+    for num_evaluations in EVALUATIONS:
+        model.distill(num_evaluations, series, num_updates=1)
+        ours, theirs = forecast(model), forecast(rnn)
+        print(
+            f"{name_of(num_evaluations)}: {ours:.2f} s, RNNModel {theirs:.2f} s, "
+            f"{ours / theirs:.2f} times",
+            flush=True,
+        )
+
+
+def walk(args: argparse.Namespace) -> None:
+    """Divergence of one-step forecasts of the walk."""
+    process = BimodalRandomWalk(noise=args.noise)
+    if args.walk_model is None:
+        args.updates = args.walk_updates
+        model = fit(process, args)
+    else:
+        model = DDSSMModel.load(args.walk_model, map_location="cpu")
+    train = process.simulate(1024, 32, 10 * args.seed + 1).series
+    test = process.simulate(args.num_series, 32, 10 * args.seed + 2).series
+    contexts = [s[:-1].astype(np.float32) for s in test]
+    for num_evaluations in EVALUATIONS:
+        start = time.perf_counter()
+        model.distill(
+            num_evaluations, [s.astype(np.float32) for s in train], random_state=0
+        )
+        seconds = time.perf_counter() - start
+        found = model.predict(1, contexts, num_samples=512, random_state=0)
+        ours = [
+            divergence(process, context, forecast.all_values()[0, 0])
+            for context, forecast in zip(contexts, found, strict=True)
+        ]
+        print(
+            f"walk, {name_of(num_evaluations)}: JSD {np.mean(ours):.4f}, distilled in "
+            f"{seconds:.0f} s",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--walk-updates", type=int, default=0)
+    parser.add_argument("--walk-model")
+    parser.add_argument("--noise", type=float, default=0.2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-series", type=int, default=64)
+    parser.set_defaults(missing=0.0)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for name in ("pytorch_lightning", "darts"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    times(args.repeats)
+    if args.walk_updates or args.walk_model:
+        walk(args)
+
+
+if __name__ == "__main__":
+    main()
