@@ -141,7 +141,7 @@ class DDSSMModel(LatentMethods):
 
         Beside forecasts it has methods for the latent side: :meth:`infer_latents`,
         :meth:`log_likelihood`, :meth:`impute`, :meth:`simulate` and
-        :meth:`sample_transition`.
+        :meth:`sample_transition`. :meth:`distill` makes all draws faster.
 
         Nothing needs scaling: the model takes the mean and the standard deviation of target
         and covariates from the training set. Series of very different scale may be in one
@@ -178,7 +178,8 @@ class DDSSMModel(LatentMethods):
             Number of network evaluations that draw one latent state of a forecast, at
             least 5. With 12, spreads of known densities and weights of their modes are
             right within 2 %, with 7 within 5 %, with 5 within 10 %. May be changed after
-            training, by ``model.num_solver_steps = ...``.
+            training, by ``model.num_solver_steps = ...``. It has no effect on the draws of
+            a sampler made by :meth:`distill`.
         peak_kl_weight
             Weight of the KL in the training loss midway in training. The weight starts
             low and is 1 at the end, where the loss is the negative ELBO. Above 1 it

@@ -1,7 +1,7 @@
 """
 The public methods of the latent side: states, likelihood, gaps, simulation, dynamics.
 
-And the distillation of the latter.
+The last of them makes the draws of all others, and of forecasts, faster.
 
 Letters as in :mod:`darts_ddssm.ssm`.
 """
@@ -48,7 +48,6 @@ from darts_ddssm.ssm.transition import DiffusionTransition
 from darts_ddssm.validation import (
     check,
     check_bool,
-    check_choice,
     check_positive_integer,
 )
 
@@ -601,27 +600,26 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
     ) -> Self:
         """Train a sampler that draws from the transition in one or few evaluations.
 
-        A diffusion transition draws a state in ``num_solver_steps`` network evaluations.
-        The solver's way from noise to state is a function, which smaller networks can learn
-        [1]_. Forecasts, roll-outs and all other draws of this model are then made by them,
-        several times faster and nearly as exact. Densities (:meth:`log_likelihood`) remain
-        those of the full transition, and the drawn states are as many as before.
+        A diffusion transition draws a state in ``num_solver_steps`` network evaluations,
+        one after another. The way of its solver from noise to the state is a function,
+        which a network can learn [1]_. Forecasts and all other draws of this model are then
+        made by that network, in about a third of the time. Densities
+        (:meth:`log_likelihood`) stay those of the full transition.
 
-        How far the draws are off those of the full solver is logged, with a warning where
-        it is much. The sampler is saved with the model. Fitting the model again drops it,
-        since the transition changes. ``distill(None)`` drops it too: draws are then the
-        solver's again.
+        It is logged how far the sampler's draws are off those of the solver from the same
+        noise, with advice where that is much. The sampler is saved with the model. Fitting
+        again drops it, since the transition changes, and so does ``distill(None)``: draws
+        are then the solver's again.
 
         Parameters
         ----------
         num_evaluations
-            Number of network evaluations that draw a state, from 1 to 4, or ``None`` for
-            the full solver. Of more than one, each has a network of its own.
+            Number of network evaluations that draw a state, from 1 to 4, each of a network
+            of its own, or ``None`` for the full solver.
         series
-            Series like those that are to be forecast, each at least as long as a training
-            window, or long enough for one of them. The sampler is trained along their
-            states and along forecasts of them. ``None`` for the training series, if there
-            was only one.
+            Series like those that are to be forecast, one of them at least as long as a
+            training window. The sampler is trained along their states and along forecasts
+            of them. ``None`` for the training series, if there was only one.
         past_covariates, future_covariates
             As for :meth:`infer_latents`.
         num_updates
@@ -659,8 +657,12 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         >>> model.predict(6, num_samples=10).n_samples
         10
         """
-        choices = (None, *PLACES)
-        check_choice("num_evaluations", num_evaluations, choices)
+        if num_evaluations is not None:
+            check_positive_integer("num_evaluations", num_evaluations)
+            check(
+                num_evaluations in PLACES,
+                f"`num_evaluations` must be at most {max(PLACES)}, got {num_evaluations}.",
+            )
         check_positive_integer("num_updates", num_updates)
         check_fitted(self, "distill")
         transition = self.model.ssm.transition
@@ -677,6 +679,5 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         )
         # what is distilled is the full transition
         transition.sampler = None
-        how = num_evaluations, num_updates, verbose
-        distil_transition(self, samples, *how)
+        distil_transition(self, samples, num_evaluations, num_updates, verbose)
         return self

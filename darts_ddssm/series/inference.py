@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from darts.logging import get_logger
@@ -22,6 +23,7 @@ from darts_ddssm.series.likelihoods import given_the_rest, log_prob
 from darts_ddssm.series.model import NormalisedWindow, SeriesModel, group_sizes
 from darts_ddssm.ssm.particles import States
 from darts_ddssm.ssm.patches import Patches
+from darts_ddssm.ssm.transition import DiffusionTransition
 from darts_ddssm.ssm.window import Window
 
 logger = get_logger(__name__)
@@ -250,7 +252,8 @@ class Distillation(Question):
     num_draws: int
 
     def answer(self, model: SeriesModel) -> Tensor:
-        sampler, distance = model.ssm.transition.distilled(
+        transition = cast(DiffusionTransition, model.ssm.transition)
+        sampler, distance = transition.distilled(
             self._contexts(model), self.num_evaluations, self.num_updates
         )
         weights = torch.nn.utils.parameters_to_vector(sampler.parameters())

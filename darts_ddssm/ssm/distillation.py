@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,11 @@ class FewStepSampler(nn.Module):
             DenoiserNetwork(latent_dim, context_size, hidden_size) for _ in self.levels
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.parameters()).dtype
+
     def noise(self, context: Tensor) -> Tensor:
         """Draw standard noise for each context: (N, H) -> (N, D)."""
         return torch.randn_like(context.new_empty(len(context), self.latent_dim))
@@ -94,9 +100,10 @@ class FewStepSampler(nn.Module):
         """Lead noise of the first level to the levels below and to zero, (N, D) each."""
         path, z = [], noise
         lower_levels = [*self.levels[1:], 0.0]
-        for network, level, lower in zip(
+        for module, level, lower in zip(
             self.networks, self.levels, lower_levels, strict=True
         ):
+            network = cast(DenoiserNetwork, module)
             shift = network.project_context(context)
             shift = shift + network.condition(shift.new_tensor([math.log(level)]))
             denoised = preconditioned_denoiser(partial(network, shift=shift), z, level)
@@ -136,7 +143,7 @@ def flow_paths(
         draw = solve_probability_flow(denoise, noise, levels)
         kept = [states[i] for i in PLACES[len(sampler.levels)]]
         paths.append(torch.stack([*kept, draw], dim=1))
-    return torch.cat(paths).to(sampler.networks[0].linear_in.weight)
+    return torch.cat(paths).to(sampler.dtype)
 
 
 def _recorded(denoise: Denoiser, states: list[Tensor]) -> Denoiser:
@@ -168,7 +175,8 @@ def follow(
         Number of updates of Adam, whose rate rises and then falls along a cosine.
     """
     current = deepcopy(sampler)
-    averages, currents = list(sampler.parameters()), list(current.parameters())
+    averages: list[Tensor] = list(sampler.parameters())
+    currents: list[Tensor] = list(current.parameters())
     optimizer = torch.optim.Adam(currents, lr=PEAK_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: _learning_rate_share(i / num_updates)

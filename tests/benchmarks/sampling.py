@@ -2,7 +2,7 @@
 Time of forecasts beside RNNModel, with the full solver and with distilled samplers.
 
     python tests/benchmarks/sampling.py
-    python tests/benchmarks/sampling.py --walk-updates 3000
+    python tests/benchmarks/sampling.py --walk-updates 3000 --evaluations 1 2
 
 With ``--walk-updates`` a model is fitted to the bimodal walk and distilled, and the
 divergence of its one-step forecasts to the exact density is printed for each sampler;
@@ -25,7 +25,6 @@ from darts_ddssm import DDSSMModel
 from darts_ddssm.datasets import BimodalRandomWalk
 
 NUM_SERIES, NUM_SAMPLES, HORIZON, INPUT = 100, 100, 12, 36
-EVALUATIONS = (None, 1, 2)
 TRAINER = {
     "accelerator": "cpu",
     "enable_model_summary": False,
@@ -48,7 +47,7 @@ def name_of(num_evaluations: int | None) -> str:
     return "full solver" if num_evaluations is None else f"{num_evaluations} evaluations"
 
 
-def times(repeats: int) -> None:
+def times(args: argparse.Namespace) -> None:
     """100 paths of 12 steps of 100 series; what the models learned has no influence."""
     rng = np.random.default_rng(0)
     steps = np.arange(2 * INPUT + 4 * HORIZON)
@@ -71,11 +70,11 @@ def times(repeats: int) -> None:
 
     def forecast(one: RNNModel | DDSSMModel) -> float:
         return best_time(
-            lambda: one.predict(HORIZON, series, num_samples=NUM_SAMPLES), repeats
+            lambda: one.predict(HORIZON, series, num_samples=NUM_SAMPLES), args.repeats
         )
 
     # side by side, since a machine's pace changes
-    for num_evaluations in EVALUATIONS:
+    for num_evaluations in (None, *args.evaluations):
         model.distill(num_evaluations, series, num_updates=1)
         ours, theirs = forecast(model), forecast(rnn)
         print(
@@ -96,7 +95,7 @@ def walk(args: argparse.Namespace) -> None:
     train = process.simulate(1024, 32, 10 * args.seed + 1).series
     test = process.simulate(args.num_series, 32, 10 * args.seed + 2).series
     contexts = [s[:-1].astype(np.float32) for s in test]
-    for num_evaluations in EVALUATIONS:
+    for num_evaluations in (None, *args.evaluations):
         start = time.perf_counter()
         model.distill(
             num_evaluations, [s.astype(np.float32) for s in train], random_state=0
@@ -117,6 +116,7 @@ def walk(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--evaluations", type=int, nargs="*", default=[1])
     parser.add_argument("--walk-updates", type=int, default=0)
     parser.add_argument("--walk-model")
     parser.add_argument("--noise", type=float, default=0.2)
@@ -127,7 +127,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "darts"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    times(args.repeats)
+    times(args)
     if args.walk_updates or args.walk_model:
         walk(args)
 
