@@ -603,7 +603,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         A diffusion transition draws a state in ``num_solver_steps`` network evaluations,
         one after another. The way of its solver from noise to the state is a function,
         which a network can learn [1]_. Forecasts and all other draws of this model are then
-        made by that network, in about a third of the time. Densities
+        made by that network, and many paths take less than a third of the time. Densities
         (:meth:`log_likelihood`) stay those of the full transition.
 
         It is logged how far the sampler's draws are off those of the solver from the same
@@ -623,8 +623,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         past_covariates, future_covariates
             As for :meth:`infer_latents`.
         num_updates
-            Number of updates of the training, each on 1,024 states. With 2,000 it takes
-            about a minute on one core for a model with default arguments.
+            Number of updates of the training, each on 1,024 states. With 2,000 it takes one
+            to three minutes on one core for a model with default arguments.
         verbose, random_state
             As for :meth:`infer_latents`.
 

@@ -63,6 +63,14 @@ def test_step_by_step_after_a_path_goes_on_with_it(order, known):
     torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u)[:, known:])
 
 
+def test_rows_are_each_by_themselves(monkeypatch):
+    """However many of them the recurrent network runs through at a time."""
+    context, (z, u) = context_of(None), path()
+    expected = context.from_path(z, u)
+    monkeypatch.setattr("darts_ddssm.ssm.context.GRU_ROWS", NUM_ROWS - 1)
+    torch.testing.assert_close(context.from_path(z, u), expected)
+
+
 @pytest.mark.parametrize("order", [1, 3, None])
 def test_history_knows_its_last_latent(order):
     context, (z, u) = context_of(order), path()

@@ -67,6 +67,24 @@ def test_path_and_its_gradients_are_those_of_a_plain_loop():
     )
 
 
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_without_derivatives_paths_are_the_same(num_samples):
+    """Several paths of a window share its projection, as copies of it would."""
+    encoder = random_encoder()
+    projection = encoder(features())
+    torch.manual_seed(2)
+    expected = encoder.sample_path(projection, FLOOR, num_samples)
+    assert expected.z.shape == (num_samples * NUM_SERIES, NUM_STEPS, LATENT_DIM)
+    with torch.no_grad():
+        torch.manual_seed(2)
+        drawn = encoder.sample_path(projection, FLOOR, num_samples)
+        copies = projection.repeat(1, num_samples, 1)
+        torch.manual_seed(2)
+        of_copies = encoder.sample_path(copies, FLOOR)
+    torch.testing.assert_close(drawn, of_copies)
+    torch.testing.assert_close(drawn, type(drawn)(*(x.detach() for x in expected)))
+
+
 def test_std_is_never_under_its_floor():
     encoder = random_encoder(std=10.0)  # drives some stds to nothing but the floor
     _, _, std = encoder.sample_path(encoder(features(num_series=200)), FLOOR)
