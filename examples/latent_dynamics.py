@@ -5,12 +5,14 @@ Latent dynamics: what the model has learned beneath a series, and what fills its
     states against the true ones, the learned transition against the true one, and the
     likelihood of series never trained on against that of the process itself. With the
     diffusion transition and, to compare, the Gaussian one. Then a gap: the ways through
-    it, the state while they are open, and the observation that decides between them.
+    it, the state while they are open, and the observation that decides between them. A
+    scenario: the ways to a value that is given six steps ahead. And an anomaly, found by
+    the log-density of each step and a detector of darts.
 (b) Atmospheric carbon dioxide, weekly, which comes with statsmodels: a fifth of the
     values cut out in blocks of 4 to 20 weeks and imputed, against linear interpolation
     by darts; then the gaps that the series has by itself.
 
-Writes five pictures, needs no network, and takes about ten minutes on two cores.
+Writes six pictures, needs no network, and takes about ten minutes on two cores.
 
     python examples/latent_dynamics.py --output-dir examples/output
 """
@@ -30,6 +32,7 @@ import numpy as np
 import scoringrules as sr
 import torch
 from darts import TimeSeries
+from darts.ad import QuantileDetector
 from darts.utils.missing_values import fill_missing_values
 from sklearn.linear_model import LinearRegression
 from statsmodels.datasets import co2
@@ -81,6 +84,8 @@ def simulated(output_dir: Path, updates: int) -> None:
     draw_transitions(output_dir, models, test)
     draw_forecast(output_dir, models["diffusion"], test)
     draw_gap(output_dir, models["diffusion"], test)
+    draw_scenario(output_dir, models["diffusion"], test)
+    find_anomaly(models["diffusion"], test)
 
 
 def recovery(model: DDSSMModel, sim: SimulatedSeries) -> tuple[LinearRegression, float]:
@@ -187,6 +192,39 @@ def draw_gap(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> None:
         ax.set(title=title, xlabel="time", ylabel="x" if ax is axes[0] else "")
     axes[0].legend(frameon=False)
     save(fig, output_dir / "gap.png")
+
+
+def draw_scenario(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> None:
+    """The ways from the end of a series to a value that is given six steps ahead."""
+    series, ahead = sim.series[3][:-6], 6
+    # jumps up and down in turn lead here, and some other orders of them too
+    level = sim.process.decay**ahead * series.values()[-1]
+    scenario = series.append_values(np.array([np.nan] * (ahead - 1) + [level[0]]))
+    panels = {
+        "Forecast": model.predict(ahead, series, num_samples=2000),
+        "Given the last value": model.impute(scenario, num_samples=1000)[-ahead:],
+    }
+    fig, axes = plt.subplots(
+        1, 2, figsize=(11, 3.8), sharex=True, sharey=True, layout="constrained"
+    )
+    for ax, (title, drawn) in zip(axes, panels.items(), strict=True):
+        plot_density(drawn, ax=ax)
+        ax.plot(series.time_index[-8:], series.values()[-8:], "k.", label="observed")
+        ax.set(title=title, xlabel="time", ylabel="x" if ax is axes[0] else "")
+    axes[1].plot(scenario.time_index[-1], level, "C3o", label="given")
+    axes[1].legend(frameon=False, loc="upper left")
+    save(fig, output_dir / "scenario.png")
+
+
+def find_anomaly(model: DDSSMModel, sim: SimulatedSeries) -> None:
+    """Plant half a jump, and find it where the log-density is lowest."""
+    planted = 20
+    values = sim.series[4].values(copy=True)
+    values[planted:] += sim.process.step / 2
+    scores = model.log_likelihood(sim.series[4].with_values(values), by_step=True)
+    found = QuantileDetector(low_quantile=0.03).fit_detect(scores)
+    steps = np.flatnonzero(found.values()[:, 0]).tolist()
+    print(f"\nanomaly planted at step {planted}, found at {steps}\n", flush=True)
 
 
 def load_co2() -> tuple[TimeSeries, TimeSeries]:
