@@ -196,7 +196,7 @@ def draw_gap(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> None:
 
 def draw_scenario(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> None:
     """The ways from the end of a series to a value that is given six steps ahead."""
-    series, ahead = sim.series[3][:-6], 6
+    series, ahead = sim.series[3], 6
     # jumps up and down in turn lead here, and some other orders of them too
     level = sim.process.decay**ahead * series.values()[-1]
     scenario = series.append_values(np.array([np.nan] * (ahead - 1) + [level[0]]))

@@ -257,8 +257,9 @@ class RecurrentContext(Context):
 
     def from_path(self, z: Tensor, u: Tensor) -> History:
         steps = torch.cat([z, u], dim=-1)
+        rows = GRU_ROWS if steps.device.type == "cpu" else len(steps)
         # (1, N, H) -> (N, H)
-        hidden = torch.cat([self.gru(part)[1].squeeze(0) for part in steps.split(GRU_ROWS)])
+        hidden = torch.cat([self.gru(part)[1].squeeze(0) for part in steps.split(rows)])
         reach = self.kernel.reach
         past = nn.functional.pad(z, (0, 0, reach, 0))[:, -reach:]
         # (N, R, D) -> (N, R * D)

@@ -105,7 +105,7 @@ class FewStepSampler(nn.Module):
         ):
             network = cast(DenoiserNetwork, module)
             shift = network.project_context(context)
-            shift = shift + network.condition(shift.new_tensor([math.log(level)]))
+            shift = shift + network.condition(shift.new_full((1,), math.log(level)))
             denoised = preconditioned_denoiser(partial(network, shift=shift), z, level)
             # as far as the flow would go on a straight line
             z = torch.lerp(denoised, z, lower / level)
