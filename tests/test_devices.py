@@ -98,6 +98,8 @@ def test_forecasts_of_complete_series_do_not_wait():
     with elsewhere() as device:
         model = model_elsewhere(n_epochs=1).fit(SERIES)
         assert waits(SERIES) == []
+        model.distill(num_updates=2)
+        assert waits(SERIES) == []
         # a gap of five steps, six steps before the end
         assert waits(GAPS[:20]) != []
 
@@ -130,6 +132,7 @@ def test_nothing_is_made_in_a_wrong_place(kind, monkeypatch):
         parameters = {"predict_likelihood_parameters": True} | covariates
         answers.append(model.predict(6, series, **parameters))
         by_step = model.log_likelihood(series, by_step=True, **given)
+        transforms = model.probability_integral_transform(series, **given)
         if series.static_covariates is not None:
             given["static_covariates"] = series.static_covariates
         answers.append(model.simulate(12, **given))
@@ -137,10 +140,13 @@ def test_nothing_is_made_in_a_wrong_place(kind, monkeypatch):
             # up to the step after the last state
             given["future_covariates"] = given["future_covariates"][:81]
         answers.append(model.sample_transition(np.zeros(2), **given))
+        model.distill(2, series, **covariates, num_updates=2)
+        answers.append(model.predict(6, series, num_samples=3, **covariates))
     assert all(np.isfinite(values(answer)).all() for answer in answers)
     # a gap has no density
-    missing = np.isnan(series.values()).all(1)
-    assert np.array_equal(np.isnan(by_step.values()[:, 0]), missing)
+    missing = np.isnan(series.values())
+    assert np.array_equal(np.isnan(by_step.values()[:, 0]), missing.all(1))
+    assert np.array_equal(np.isnan(transforms.values()), missing)
 
 
 def test_a_wrong_place_is_found(monkeypatch):
