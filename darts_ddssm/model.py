@@ -367,6 +367,11 @@ class DDSSMModel(LatentMethods):
         self._considers_static_covariates = use_static_covariates
         for name, value in self._hyperparameters.items():
             setattr(self, name, value)
+        # what is chosen where there is no `patch_length`
+        self._patch_length = patch_length or self._automatic_patch_length()
+
+    def _automatic_patch_length(self) -> int:
+        return automatic_patch_length(window_length(self), self.output_chunk_length)
 
     @property
     def _hyperparameters(self) -> dict[str, Any]:
@@ -387,14 +392,6 @@ class DDSSMModel(LatentMethods):
     @property
     def supports_static_covariates(self) -> bool:
         return True
-
-    @property
-    def _patch_length(self) -> int:
-        """`patch_length`, or what is chosen where there is none."""
-        length = self.model_params["patch_length"]
-        if length is not None:
-            return int(length)
-        return automatic_patch_length(window_length(self), self.output_chunk_length)
 
     @property
     def _ckpt_skipped_params(self) -> list[str]:
@@ -425,6 +422,11 @@ class DDSSMModel(LatentMethods):
         # of models that earlier versions saved
         params = self._model_params
         params.setdefault("patch_length", 1)
+        if "_patch_length" not in state:
+            # they cut windows of more than 48 steps
+            is_short = window_length(self) <= 48
+            chosen = 1 if is_short else self._automatic_patch_length()
+            self._patch_length = params["patch_length"] or chosen
         params.setdefault("n_epochs", 100)
         params.setdefault("input_noise", None)
         steps = max(self._num_solver_steps, MIN_SOLVER_STEPS)

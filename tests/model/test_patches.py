@@ -98,6 +98,21 @@ def test_weights_of_another_length_are_refused(tiny, tmp_path):
     tiny(patch_length=3).load_weights(str(tmp_path / "model.pt"))
 
 
+def test_models_of_earlier_versions_keep_a_state_at_each_step(tiny):
+    """They cut windows of more than 48 steps, and saved no choice."""
+    chunks = {"input_chunk_length": 24, "output_chunk_length": 12}
+    model = tiny(patch_length=1, n_epochs=1, **chunks).fit(noisy_sine())
+    earlier = model.__getstate__()
+    del earlier["_patch_length"]
+    earlier["_model_params"] = earlier["_model_params"] | {"patch_length": None}
+    loaded = DDSSMModel.__new__(DDSSMModel)
+    loaded.__setstate__(earlier)
+    assert loaded.model.patch_length == 1
+    assert same(*(m.predict(4, noisy_sine(), random_state=1) for m in (model, loaded)))
+    # one that is made anew makes its own choice
+    assert tiny(n_epochs=1, **chunks).fit(noisy_sine()).model.patch_length == 3
+
+
 def test_the_length_of_a_long_window_is_said_once(tiny, caplog):
     say_once.cache_clear()
     for _ in range(2):
