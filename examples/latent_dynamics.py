@@ -98,6 +98,16 @@ def recovery(model: DDSSMModel, sim: SimulatedSeries) -> tuple[LinearRegression,
     return fit, fit.score(inferred, true)
 
 
+def in_true_units(latents: TimeSeries, fit: LinearRegression) -> TimeSeries:
+    """Samples of inferred states in the units of the true state."""
+    # (T, D, S) -> (T, S, D) -> (T, 1, S)
+    paths = latents.all_values().swapaxes(1, 2)
+    mapped = np.stack([fit.predict(states) for states in paths]).swapaxes(1, 2)
+    return TimeSeries(
+        times=latents.time_index, values=mapped, components=["recovered state"]
+    )
+
+
 def jumps(
     model: DDSSMModel, fit: LinearRegression, sim: SimulatedSeries, num_samples: int = 500
 ) -> np.ndarray:
@@ -114,12 +124,7 @@ def draw_states(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> No
     """Inferred states of one series over its true state."""
     fit, _ = recovery(model, sim)
     latents = model.infer_latents(sim.series[0], num_samples=200)
-    # (T, D, S) -> (T, S, D) -> (T, 1, S), in the units of the true state
-    paths = latents.all_values().swapaxes(1, 2)
-    mapped = np.stack([fit.predict(states) for states in paths]).swapaxes(1, 2)
-    recovered = TimeSeries(
-        times=latents.time_index, values=mapped, components=["recovered state"]
-    )
+    recovered = in_true_units(latents, fit)
     fig, ax = plt.subplots(figsize=(9, 3.5), layout="constrained")
     plot_latents(recovered, ax=ax)
     ax.plot(sim.latents[0].time_index, sim.latents[0].values(), "k.", label="true state")
@@ -167,13 +172,9 @@ def draw_gap(output_dir: Path, model: DDSSMModel, sim: SimulatedSeries) -> None:
     values[start:end] = np.nan
     gappy = series.with_values(values)
     fit, _ = recovery(model, sim)
-    # each state given its past alone, in the units of the true state
+    # each state given its past alone
     filtered = model.infer_latents(gappy, filtering=True, num_samples=1000)
-    # (T, D, S) -> (T, S, D) -> (T, 1, S)
-    mapped = np.stack([fit.predict(z) for z in filtered.all_values().swapaxes(1, 2)])
-    states = TimeSeries(
-        times=filtered.time_index, values=mapped.swapaxes(1, 2), components=["state"]
-    )
+    states = in_true_units(filtered, fit)
     imputed = model.impute(gappy, num_samples=1000)
     panels = {
         "Each state given the past: the ways open": states,

@@ -252,7 +252,7 @@ def check_instance_scale(model: MixedCovariatesTorchModel, method: str) -> None:
     """Refuse a method that has no meaning where each window has its own scale."""
     check_fitted(model, method)
     check(
-        not model.model.by_instance,
+        not model.model.has_instance_scale,
         f"`{method}()` must be called on a model without `use_reversible_instance_norm`: "
         "with it, the density is that of a window given its scale."
         + _why_instance_scale(model),

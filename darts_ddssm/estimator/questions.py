@@ -152,7 +152,7 @@ def ask_by_window(
 def _spans(model: MixedCovariatesTorchModel, num_steps: int) -> list[tuple[int, int]]:
     """Start and end of the windows of a series, the last one first."""
     length, patch = window_length(model), model.model.patch_length
-    if not model.model.by_instance or num_steps <= length:
+    if not model.model.has_instance_scale or num_steps <= length:
         return [(0, num_steps)]
     # whole patches, so that those of all windows coincide
     hop = max(length // 2 // patch, 1) * patch

@@ -37,6 +37,7 @@ from darts_ddssm.ssm.diffusion import (
     sampling_levels,
     solve_probability_flow,
 )
+from darts_ddssm.ssm.networks import averaging_rate
 
 # Levels of the flow that is distilled, and places among them of the levels of a sampler,
 # by its number of evaluations.
@@ -192,7 +193,7 @@ def follow(
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            rate = max(1 - WEIGHT_AVERAGE_DECAY, 9 / (10 + i))
+            rate = averaging_rate(i, WEIGHT_AVERAGE_DECAY)
             torch._foreach_lerp_(averages, currents, rate)
 
 

@@ -85,6 +85,21 @@ class ConditionalBlock(nn.Module):
         return h + self.linear_out(nn.functional.silu(self.linear_in(self.norm(h)) + shift))
 
 
+def averaging_rate(count: int, decay: float) -> float:
+    """Share of an average of weights that an update replaces.
+
+    The window of the average grows with the number of updates, up to a limit.
+
+    Parameters
+    ----------
+    count
+        Number of updates before.
+    decay
+        What the average keeps in an update in the end.
+    """
+    return max(1 - decay, 9 / (10 + count))
+
+
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Hold the parameters of modules constant for what is computed inside.

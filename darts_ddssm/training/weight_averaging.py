@@ -9,15 +9,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
+from darts_ddssm.ssm.networks import averaging_rate
+
 WEIGHT_AVERAGE_DECAY = 0.999
-
-
-def _rate(count: int) -> float:
-    """Share of the average that an update replaces, after so many: all of it at first.
-
-    The window of the average grows with the number of updates, up to a limit.
-    """
-    return max(1 - WEIGHT_AVERAGE_DECAY, 9 / (10 + count)) if count > 0 else 1.0
 
 
 # Checkpoints know the callback by the name of its class.
@@ -52,7 +46,9 @@ class _AveragedWeights(WeightAveraging):
         module, count = self._average_model.module, self._average_model.n_averaged
         averaged: list[Tensor] = list(module.parameters())
         current: list[Tensor] = list(pl_module.parameters())
-        torch._foreach_lerp_(averaged, current, _rate(int(count)))
+        # the first update replaces all of it
+        rate = averaging_rate(int(count), WEIGHT_AVERAGE_DECAY) if count > 0 else 1.0
+        torch._foreach_lerp_(averaged, current, rate)
         for own, new in zip(module.buffers(), pl_module.buffers(), strict=True):
             own.copy_(new)
         count += 1
