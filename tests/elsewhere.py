@@ -122,7 +122,8 @@ class Device(TorchDispatchMode):
         super().__init__()
         self.waits: list[Wait] = []
 
-    def _wait(self, func: Any) -> None:
+    def wait(self, func: Any) -> None:
+        """Write down that Python waited."""
         frames = traceback.walk_stack(sys._getframe(2))
         files = [frame.f_code.co_filename for frame, _ in frames]
         self.waits.append(Wait(str(func), files))
@@ -150,7 +151,7 @@ class Device(TorchDispatchMode):
                 blocking = not (len(args) > 2 and args[2])
             # what comes back is looked at, whether or not the copy waits
             if from_far and not to_far or to_far and not from_far and blocking:
-                self._wait(func)
+                self.wait(func)
         else:
             to_far = bool(far) or moves_to == ELSEWHERE
             if far and near:
@@ -166,7 +167,7 @@ class Device(TorchDispatchMode):
                     kwargs.get("output_size") is None
                 )
                 if packet in WAITING or func in CHECKED_DRAWS or masks or repeats:
-                    self._wait(func)
+                    self.wait(func)
         result = func(*tree_map(_near, args), **tree_map(_near, kwargs))
         if func._schema.name.endswith("_") or "out" in kwargs:
             # in place: the wrapper that was given
@@ -181,6 +182,10 @@ class Device(TorchDispatchMode):
 class _Functions(TorchFunctionMode):
     """Functions that torch cuts short on the device whose name is used here."""
 
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.device = device
+
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
@@ -189,6 +194,10 @@ class _Functions(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and device is not None:
             del kwargs["device"]
             return func(*args, **kwargs).to(device)
+        if func is torch.Tensor.__setitem__ and isinstance(args[0], Far):
+            if not isinstance(args[2], Tensor):
+                # a GPU gets the number in a copy that waits
+                self.device.wait(func)
         if func is torch.Tensor.new_tensor and isinstance(args[0], Far):
             kwargs.setdefault("dtype", args[0].dtype)
             return torch.tensor(args[1], **kwargs).to(args[0].device)
@@ -208,7 +217,7 @@ def elsewhere() -> Iterator[Device]:
     with ExitStack() as stack:
         stack.enter_context(patch("torch.autocast", _Autocast))
         device = stack.enter_context(Device())
-        stack.enter_context(_Functions())
+        stack.enter_context(_Functions(device))
         yield device
 
 

@@ -17,6 +17,9 @@ from tests.helpers import KINDS, QUESTIONS, noisy_sine, state, tiny_model, value
 STEPS = slice(30, 60)
 SERIES, GAPS = (KINDS[kind][0][STEPS] for kind in ("plain", "gaps"))
 
+GPU = {"accelerator": "gpu", "devices": 1}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 # Of a training, fewer than those after which the loss is looked at. The fifth has forecasts
 # of several steps in its loss.
 UPDATES = 8
@@ -110,40 +113,55 @@ def test_it_is_the_same_model_elsewhere():
         torch.testing.assert_close(value, here[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["gaps", "everything"])
-def test_nothing_is_made_in_a_wrong_place(kind, monkeypatch):
-    """In training, validation, forecasts and all that can be asked of the latents."""
-    # one step of a flow makes its tensors where all do
-    monkeypatch.setattr(particles, "FLOW_STEPS", 4)
+def fit_and_ask(trainer: dict, kind: str) -> DDSSMModel:
+    """Train, validate, forecast, and ask all that can be asked of the latents."""
     series, covariates, arguments = KINDS[kind]
     series = series[STEPS]
     validation = {f"val_{name}": value for name, value in covariates.items()}
     given = {"num_samples": 3} | covariates
-    with elsewhere():
-        model = model_elsewhere(
-            n_epochs=1, batch_size=16, torch_metrics=MeanAbsoluteError(), **arguments
-        )
-        model.fit(series, val_series=series, **covariates, **validation)
-        answers = [ask(model, series, **given) for ask in QUESTIONS.values()]
-        answers.append(model.predict(6, series, **given))
-        parameters = {"predict_likelihood_parameters": True} | covariates
-        answers.append(model.predict(6, series, **parameters))
-        by_step = model.log_likelihood(series, by_step=True, **given)
-        transforms = model.probability_integral_transform(series, **given)
-        if series.static_covariates is not None:
-            given["static_covariates"] = series.static_covariates
-        answers.append(model.simulate(12, **given))
-        if "future_covariates" in given:
-            # up to the step after the last state
-            given["future_covariates"] = given["future_covariates"][:81]
-        answers.append(model.sample_transition(np.zeros(2), **given))
-        model.distill(2, series, **covariates, num_updates=2)
-        answers.append(model.predict(6, series, num_samples=3, **covariates))
+    model = tiny_model(
+        trainer,
+        n_epochs=1,
+        batch_size=16,
+        input_noise=0.2,
+        torch_metrics=MeanAbsoluteError(),
+        **arguments,
+    )
+    model.fit(series, val_series=series, **covariates, **validation)
+    answers = [ask(model, series, **given) for ask in QUESTIONS.values()]
+    answers.append(model.predict(6, series, **given))
+    parameters = {"predict_likelihood_parameters": True} | covariates
+    answers.append(model.predict(6, series, **parameters))
+    by_step = model.log_likelihood(series, by_step=True, **given)
+    transforms = model.probability_integral_transform(series, **given)
+    if series.static_covariates is not None:
+        given["static_covariates"] = series.static_covariates
+    answers.append(model.simulate(12, **given))
+    if "future_covariates" in given:
+        # up to the step after the last state
+        given["future_covariates"] = given["future_covariates"][:81]
+    z = np.zeros(model.latent_dim)
+    answers.append(model.sample_transition(z, **given))
+    model.distill(2, series, **covariates, num_updates=2)
+    answers.append(model.predict(6, series, num_samples=3, **covariates))
     assert all(np.isfinite(values(answer)).all() for answer in answers)
     # a gap has no density
     missing = np.isnan(series.values())
     assert np.array_equal(np.isnan(by_step.values()[:, 0]), missing.all(1))
     assert np.array_equal(np.isnan(transforms.values()), missing)
+    return model
+
+
+@pytest.fixture
+def short_flows(monkeypatch):
+    """One step of a flow makes its tensors where all do."""
+    monkeypatch.setattr(particles, "FLOW_STEPS", 4)
+
+
+@pytest.mark.parametrize("kind", ["gaps", "everything"])
+def test_nothing_is_made_in_a_wrong_place(kind, short_flows):
+    with elsewhere():
+        fit_and_ask(trainer_elsewhere(), kind)
 
 
 def test_a_wrong_place_is_found(monkeypatch):
@@ -206,9 +224,36 @@ def strictly(function):
     return called
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("series", [SERIES, GAPS])
 def test_no_update_waits_for_a_gpu(series):
-    trainer = {"accelerator": "gpu", "devices": 1, "callbacks": [Strict()]}
-    model: DDSSMModel = tiny_model(trainer).fit(series)
+    model: DDSSMModel = tiny_model(GPU | {"callbacks": [Strict()]}).fit(series)
     assert np.isfinite(model.predict(3).values()).all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_gpu_does_all_that_a_cpu_does(kind, short_flows, tmp_path):
+    """The model that comes back from there forecasts here, too."""
+    model = fit_and_ask(GPU, kind)
+    path = str(tmp_path / "model.pt")
+    model.save(path)
+    cpu = {"accelerator": "cpu"}
+    here = DDSSMModel.load(path, pl_trainer_kwargs=cpu, map_location="cpu")
+    series, covariates, _ = KINDS[kind]
+    forecasts = [m.predict(6, series, num_samples=200, **covariates) for m in (model, here)]
+    means, spreads = zip(
+        *((f.all_values().mean(2), f.all_values().std(2)) for f in forecasts), strict=True
+    )
+    # two sets of draws of one distribution
+    error = np.hypot(*spreads) / np.sqrt(200)
+    assert (abs(means[0] - means[1]) < 6 * error + 1e-6).all()
+
+
+@needs_gpu
+def test_draws_on_a_gpu_follow_the_random_state():
+    def forecast() -> np.ndarray:
+        model = tiny_model(GPU, n_epochs=1, random_state=3).fit(SERIES)
+        return model.predict(6, num_samples=5).all_values()
+
+    np.testing.assert_allclose(forecast(), forecast(), rtol=1e-4)

@@ -241,8 +241,7 @@ class RecurrentContext(Context):
         self.network = MLP(size, hidden_size, hidden_size)
 
     def features(self, z: Tensor, u: Tensor) -> Tensor:
-        started = torch.ones_like(z[..., :1])
-        started[:, 0] = 0.0
+        started = shift_right(torch.ones_like(z[..., :1]))
         memory = shift_right(self.gru(torch.cat([z, u], dim=-1))[0])
         parts = [memory, self.kernel(z), shift_right(z), started, u]
         return torch.cat(parts, dim=-1)

@@ -57,9 +57,7 @@ DENSITY_ROWS = 1024
 
 def _started_along(z: Tensor) -> Tensor:
     """Return 0 at the first step of paths (N, T, D) and 1 later: (N, T, 1)."""
-    started = torch.ones_like(z[..., :1])
-    started[:, 0] = 0.0
-    return started
+    return shift_right(torch.ones_like(z[..., :1]))
 
 
 def _with_drift(
@@ -236,9 +234,8 @@ class Transition(nn.Module, ABC):
 
     def min_std(self, num_steps: int) -> Tensor:
         """Floor of q's standard deviation at each of the first steps, (T,)."""
-        started = self.squared_scale.new_ones(num_steps)
-        started[0] = 0.0
-        return MIN_RELATIVE_STD * self.scale(started)
+        steps = torch.arange(num_steps, device=self.squared_scale.device)
+        return MIN_RELATIVE_STD * self.scale((steps > 0).to(self.squared_scale.dtype))
 
     def kl(
         self,
