@@ -38,7 +38,7 @@ from darts_ddssm.series.scaling import (
 from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.particles import OfEmission, Predictive, States
 from darts_ddssm.ssm.patches import Patches
-from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.ssm.state_space import StateSpaceModel, weights_of_kl
 from darts_ddssm.ssm.window import Window
 
 
@@ -214,6 +214,9 @@ class SeriesModel:
     ) -> Tensor:
         """Negative ELBO of training windows in nats per value, a scalar.
 
+        Where it teaches all networks from series with gaps, its KL has the weights of
+        :func:`~darts_ddssm.ssm.state_space.weights_of_kl`.
+
         Parameters
         ----------
         normalised
@@ -232,7 +235,8 @@ class SeriesModel:
         share_observed = None
         if torch.is_grad_enabled():
             flags = normalised.window.observed.cpu() if observed is None else observed
-            share_observed = self._share_observed(flags, num_encoder_rows)
+            if not flags[num_encoder_rows:].all():
+                share_observed = self._share_observed(flags)
         raw, kl = self.ssm.elbo_terms(
             *posterior,
             num_encoder_rows,
@@ -240,6 +244,9 @@ class SeriesModel:
             num_draws=num_draws,
             share_observed=share_observed,
         )
+        if share_observed is not None:
+            # masked values are missing, too
+            kl = kl * weights_of_kl(self._share_observed(normalised.window.observed))
         raw = self.training_patches.unfold(raw)
         window, scale, x = normalised
         weight = window.weight * window.observed
@@ -256,10 +263,8 @@ class SeriesModel:
         kl = kl * window.weight.amax((1, 2)).unsqueeze(-1)
         return nll + kl_weight * kl.sum() / x.numel()
 
-    def _share_observed(self, observed: Tensor, num_encoder_rows: int) -> Tensor | None:
-        """Share of each patch that is observed, (B, M), or None where all are alike."""
-        if observed[num_encoder_rows:].all():
-            return None
+    def _share_observed(self, observed: Tensor) -> Tensor:
+        """Share of the values of each patch that are observed, (B, M)."""
         fold = self.training_patches.fold
         # a patch may reach beyond the window
         inside = fold(torch.ones_like(observed[:1])).sum(-1)

@@ -52,6 +52,9 @@ from darts_ddssm.ssm.window import Window
 # transition too, all of them where it is zero.
 FEW_CLOSED_STEPS = 0.1
 
+# Weight of the KL at the first observation after a gap, in training.
+AFTER_GAP_WEIGHT = 0.1
+
 
 class StateSpaceModel(nn.Module):
     """A deep state-space model with a diffusion or a Gaussian transition [1]_.
@@ -367,15 +370,38 @@ class StateSpaceModel(nn.Module):
         return torch.stack(path, dim=1)
 
 
+def weights_of_kl(share_observed: Tensor) -> Tensor:
+    """Weight of the KL of each step in training, (B, T), given the share that is observed.
+
+    At the first observation after a gap, a path of the posterior pays for having guessed
+    the way through. If it paid in full, it would rather stay off what is observed, and the
+    error would blur the steps that follow, from which the transition learns.
+    """
+    after_guess = share_observed * (1 - _step_before(share_observed))
+    _, least = _closed_steps(share_observed)
+    # where hardly a step is closed, the transition has nothing else to learn from
+    return 1 - (1 - AFTER_GAP_WEIGHT) * (1 - least) * after_guess
+
+
 def _teaching_steps(share_observed: Tensor) -> Tensor:
     """Tell which steps teach the transition, (B, T), given the share that is observed.
 
     A step does so with the probability of its share or of that of the step before, the
     lower one. Where hardly a step is observed after another one, guesses are all there is.
     """
-    before = nn.functional.pad(share_observed, (1, 0), value=1.0)[:, :-1]
-    closed = share_observed.minimum(before)
+    closed, least = _closed_steps(share_observed)
+    return torch.rand_like(closed) < closed.maximum(least)
+
+
+def _closed_steps(share_observed: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each step and the one before are observed, (B, T), and others teach, too."""
+    closed = share_observed.minimum(_step_before(share_observed))
     # the first step has none before it
     later = closed[:, 1:]
-    least = (1 - later.sum() / (FEW_CLOSED_STEPS * max(later.numel(), 1))).clamp(min=0.0)
-    return torch.rand_like(closed) < closed.maximum(least)
+    share = later.sum() / max(later.numel(), 1)
+    return closed, (1 - share / FEW_CLOSED_STEPS).clamp(min=0.0)
+
+
+def _step_before(share_observed: Tensor) -> Tensor:
+    """Share of the step before each that is observed, all of it before the first."""
+    return nn.functional.pad(share_observed, (1, 0), value=1.0)[:, :-1]

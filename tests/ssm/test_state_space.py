@@ -7,7 +7,12 @@ from torch.distributions import MultivariateNormal, Normal
 
 from darts_ddssm.ssm.context import History
 from darts_ddssm.ssm.particles import States
-from darts_ddssm.ssm.state_space import StateSpaceModel, _teaching_steps
+from darts_ddssm.ssm.state_space import (
+    AFTER_GAP_WEIGHT,
+    StateSpaceModel,
+    _teaching_steps,
+    weights_of_kl,
+)
 from darts_ddssm.ssm.window import Window
 from tests.helpers import assert_mean, assert_same_mean, randomised
 
@@ -345,6 +350,29 @@ def test_the_transition_learns_from_steps_that_are_observed(observed, teaching):
     share = torch.tensor([[float(x) for x in observed]]).repeat(50, 1)
     expected = torch.tensor([[x == "1" for x in teaching]]).repeat(50, 1)
     assert torch.equal(_teaching_steps(share), expected)
+
+
+@pytest.mark.parametrize(
+    "observed, lower",
+    [
+        ("1111001111", "0000001000"),
+        ("0111111111", "0100000000"),
+        # after guesses is where all observations are
+        ("1010101010", "0000000000"),
+        ("1111111111", "0000000000"),
+    ],
+)
+def test_the_posterior_hardly_pays_for_its_guesses(observed, lower):
+    share = torch.tensor([[float(x) for x in observed]])
+    expected = [[AFTER_GAP_WEIGHT if x == "1" else 1.0 for x in lower]]
+    torch.testing.assert_close(weights_of_kl(share), torch.tensor(expected))
+
+
+def test_it_pays_for_the_share_that_is_no_guess():
+    share = torch.tensor([[1.0, 0.5, 0.5, 1.0, 1.0]])
+    half = 0.5 * (1 - AFTER_GAP_WEIGHT)
+    expected = torch.tensor([[1.0, 1.0, 1 - half / 2, 1 - half, 1.0]])
+    torch.testing.assert_close(weights_of_kl(share), expected)
 
 
 def test_a_step_of_which_a_part_is_observed_teaches_as_often():
