@@ -78,6 +78,12 @@ def _with_sampler(
     transition.sampler = transition.new_sampler(len(numbers)) if numbers else None
 
 
+def _by_parts(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """Call a function of rows (N, ...) with a part of them at a time."""
+    parts = zip(*(x.split(DENSITY_ROWS) for x in rows), strict=True)
+    return torch.cat([function(*part) for part in parts])
+
+
 def _mean_of_processes(value: Tensor) -> Tensor:
     """Return the mean over all processes of a training."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -317,15 +323,15 @@ class Transition(nn.Module, ABC):
         Tensor
             log p(z_t | z_{t-j:t-1}, u_t) in nats, (N, T).
         """
-        # (N, T, ...) -> (N * T, ...), a part of the rows at a time
+
+        def of_rows(features: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+            return self._log_prob(self.context.network(features), z, scale)
+
         centred = z - self._centre_along(z)
         parts = (self.context.features(z, u), centred, self._scale_along(z))
-        flat = zip(*(x.flatten(0, 1).split(DENSITY_ROWS) for x in parts), strict=True)
-        log_probs = [
-            self._log_prob(self.context.network(features), centred, scale)
-            for features, centred, scale in flat
-        ]
-        return torch.cat(log_probs).unflatten(0, z.shape[:2])
+        # (N, T, ...) -> (N * T, ...)
+        flat = (x.flatten(0, 1) for x in parts)
+        return _by_parts(of_rows, *flat).unflatten(0, z.shape[:2])
 
     def log_prob_next(
         self, history: History, z: Tensor, u: Tensor, num_steps: int
@@ -343,11 +349,13 @@ class Transition(nn.Module, ABC):
         num_steps
             Number of network evaluations of a diffusion transition.
         """
-        contexts, scales = self.context.output(history, u), self.scale(history.started)
-        z = z - self.centre(history.previous, history.started)
-        flat = zip(*(x.split(DENSITY_ROWS) for x in (contexts, z, scales)), strict=True)
-        parts = [self._log_prob(context, x, scale, num_steps) for context, x, scale in flat]
-        return torch.cat(parts)
+
+        def of_rows(context: Tensor, z: Tensor, scale: Tensor) -> Tensor:
+            return self._log_prob(context, z, scale, num_steps)
+
+        context, scale = self.context.output(history, u), self.scale(history.started)
+        centred = z - self.centre(history.previous, history.started)
+        return _by_parts(of_rows, context, centred, scale)
 
     def _scale_along(self, z: Tensor) -> Tensor:
         """Return sigma_d at each step of paths (N, T, D): (N, T, 1)."""

@@ -44,7 +44,8 @@ def fit(process: BimodalRandomWalk, args: argparse.Namespace) -> DDSSMModel:
         batch_size=64,
         random_state=args.seed,
         pl_trainer_kwargs={
-            "accelerator": "cpu",
+            "accelerator": args.device,
+            "devices": 1,
             "max_steps": args.updates,
             "enable_model_summary": False,
             "enable_progress_bar": False,
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--num-series", type=int, default=64)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
