@@ -394,7 +394,10 @@ def _teaching_steps(share_observed: Tensor) -> Tensor:
 
 
 def _closed_steps(share_observed: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each step and the one before are observed, (B, T), and others teach, too."""
+    """Share of each step and the one before that is observed, and the least that teaches.
+
+    (B, T) -> (B, T), the lower one of the two, and a scalar.
+    """
     closed = share_observed.minimum(_step_before(share_observed))
     # the first step has none before it
     later = closed[:, 1:]

@@ -15,7 +15,7 @@ from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.series.batches import training_window
-from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.ssm.state_space import AFTER_GAP_WEIGHT, StateSpaceModel
 from tests.helpers import TRAINER, UNIT_SCALES, noisy_sine
 
 
@@ -172,6 +172,28 @@ def test_a_gap_says_nothing(tiny):
         normalised = model.normalise(window._replace(x=x))
         losses.append(model.negative_elbo(normalised, model.posterior(normalised)))
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("gap", [slice(0), slice(5, 8)])
+def test_training_alone_weighs_the_kl_after_a_gap(tiny, gap):
+    """Validation, and a training of complete windows, have the ELBO itself."""
+    target = torch.randn(4, 12, 1)
+    target[:, gap] = torch.nan
+    batch = TorchTrainingBatch(past_target=target, future_target=torch.randn(4, 6, 1))
+    # whose KL is exact
+    model = tiny(transition="gaussian").fit(noisy_sine()).model.series_model
+    normalised = model.normalise(training_window(batch, 0, 1, UNIT_SCALES))
+    posterior = model.posterior(normalised)
+
+    def kl_part() -> torch.Tensor:
+        losses = [model.negative_elbo(normalised, posterior, w) for w in (0.0, 1.0)]
+        return losses[1] - losses[0]
+
+    kl = model.ssm.elbo_terms(*posterior)[1].detach()
+    with torch.no_grad():
+        torch.testing.assert_close(kl_part(), kl.sum() / 72)
+    kl[:, gap.stop] *= AFTER_GAP_WEIGHT if gap.start else 1.0
+    torch.testing.assert_close(kl_part(), kl.sum() / 72)
 
 
 @pytest.mark.parametrize("share, rows", [(0, 0), (0.25, 4), (0.75, 12)])
