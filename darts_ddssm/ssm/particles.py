@@ -7,16 +7,17 @@ leads to the next observation shows only there. Paths are therefore drawn in two
 [1]_:
 
 - where something is observed, from the encoder;
-- in a gap, and at the first observation after it, from the transition. There a path has
-  the weight :math:`p_\theta(x_t | z_t, u_t)`, by which whole histories are resampled.
+- in a gap, and at the first few observations after it, from the transition. At each of
+  these a path has the weight :math:`p_\theta(x_t | z_t, u_t)`, by which whole histories are
+  resampled.
 
-The encoder would meet the observation from anywhere. But of a state that was no guess of
+The encoder would meet an observation from anywhere. But of a state that was no guess of
 its own it knows little, and the density of its draws under the transition would have to be
 found along the flow.
 
 Where hardly a path meets the observation, more are sent through the gap. A gap may be too
 long, or an observation too precise, for any number of them. Some paths therefore are led
-by the encoder, which knows where the gap ends. They are kept where the others miss.
+by the encoder, which knows what is observed later. They are kept where the others miss.
 
 Letters as in :mod:`darts_ddssm.ssm`; N counts the paths of all series, series by series.
 
@@ -44,6 +45,9 @@ GAP_PATHS, ENOUGH_PATHS = (128, 512, 2048), 12.0
 
 # The most steps of all paths of a series through its gaps, beyond which no more are sent.
 MAX_GAP_STEPS = 2**16
+
+# Observations after a gap that paths have to meet: two ways may part little at the first.
+NUM_MEETINGS = 3
 
 # Paths that meet the observation, below which those of the encoder are kept.
 FEW_PATHS = 6.0
@@ -359,8 +363,9 @@ class Particles:
         self.factor = -(-num_paths // num_samples)
         self.floor = transition.min_std(len(projection))
         self.seen = window.observed.any(-1)
-        # in a gap that ends
+        # in a gap that ends, and soon after its end
         self.inside = ~self.seen & window.until_last_observation
+        self.meets = self._soon_after(1 if filtering else NUM_MEETINGS)
         num_steps, num_series, _ = projection.shape
         self.num_series = num_series
         self.owner = torch.arange(num_series, device=projection.device)
@@ -374,17 +379,24 @@ class Particles:
     def run(self) -> None:
         """Draw all steps."""
         before = torch.zeros_like(self.inside[:, 0])
-        for t, inside in enumerate(self.inside.unbind(1)):
-            begins, ended = inside & ~before, before & ~inside
+        steps = zip(self.inside.unbind(1), self.meets.unbind(1), strict=True)
+        for t, (inside, meets) in enumerate(steps):
+            begins = (inside | meets) & ~before
             if begins.any():
                 self._branch(begins)
-            self._step(t, ended)
-            if ended.any():
-                self._select(t, ended)
+            self._step(t, meets)
+            if meets.any():
+                self._select(t, meets, before & meets)
             before = inside
 
+    def _soon_after(self, num_steps: int) -> Tensor:
+        """Whether a step is observed and so many steps after a gap at most, (B, T)."""
+        later = torch.nn.functional.pad(self.inside, (num_steps, 0))
+        # (B, T, R)
+        return self.seen & later.unfold(1, num_steps, 1)[:, : self.seen.shape[1]].any(-1)
+
     def _branch(self, begins: Tensor) -> None:
-        """Make more paths of the series (B,) whose gap begins."""
+        """Make more paths of the series (B,) that the transition is about to lead."""
         # the copies that follow the transition, and one that is led by the encoder
         counts = torch.where(begins, self.factor + 1, 1)[self.owner]
         places = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
@@ -392,8 +404,8 @@ class Particles:
         self._keep(places)
         self.guided |= first & begins[self.owner]
 
-    def _step(self, t: int, ended: Tensor) -> None:
-        """Draw a step of all paths; the gap of some series, (B,), has just ended."""
+    def _step(self, t: int, meets: Tensor) -> None:
+        """Draw a step of all paths, at which some series, (B,), meet an observation."""
         owner, history = self.owner, self.history
         u = self.inputs[owner, t]
         mean, std = self.encoder.moments(
@@ -401,7 +413,7 @@ class Particles:
         )
         z = mean + std * torch.randn_like(mean)
         missing, guided = ~self.seen[owner, t], self.guided
-        from_transition = (missing | ended[owner]) & ~guided
+        from_transition = (missing | meets[owner]) & ~guided
         if self.filtering:
             from_transition |= missing
         rows = from_transition.nonzero().squeeze(-1)
@@ -412,9 +424,12 @@ class Particles:
         self.path[:, t] = z
         self.history = self.transition.context.update(history, z, u)
 
-    def _select(self, t: int, ended: Tensor) -> None:
-        """Resample the paths of the series, (B,), whose gap has ended."""
-        chosen = ended[self.owner]
+    def _select(self, t: int, meets: Tensor, ended: Tensor) -> None:
+        """Resample the paths of the series that meet an observation, (B,).
+
+        For some of them, (B,), it is the first one after a gap.
+        """
+        chosen = meets[self.owner]
         kept, rows = (~chosen).nonzero().squeeze(-1), chosen.nonzero().squeeze(-1)
         owner, guided = self.owner[rows], self.guided[rows]
         log_weights = self.log_emission(self.path[rows, t], owner, t)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from darts_ddssm.datasets import BimodalRandomWalk
+from darts_ddssm.ssm import particles
 from darts_ddssm.ssm.context import History, MarkovContext
 from darts_ddssm.ssm.particles import (
     Particles,
@@ -110,9 +111,35 @@ def test_paths_take_each_way_through_a_gap_by_its_probability(length):
     assert np.all(np.abs(found.mean(0) - expected) < NUM_ERRORS * error + 0.05)
 
 
-def test_filtering_ends_where_smoothing_does():
+def test_later_observations_tell_ways_apart_that_hardly_differ(monkeypatch):
+    """Up and down, or down and up, ends 0.8 apart, under noise of 0.3."""
     torch.manual_seed(0)
-    x = np.stack([walk(8, 0, slice(3, 6))] * 50)
+    monkeypatch.setattr(f"{__name__}.WALK", BimodalRandomWalk(decay=0.9, noise=0.3))
+    x = np.stack([walk(12, seed, slice(3, 5)) for seed in range(100)])
+    posteriors = [WALK.smooth(one[:, None]) for one in x]
+    states = np.stack([p.probabilities @ p.states[:, :, 0] for p in posteriors])
+    goes_up = [p.states[:, 3, 0] > WALK.decay * p.states[:, 2, 0] for p in posteriors]
+    expected = [p.probabilities @ up for p, up in zip(posteriors, goes_up, strict=True)]
+    # an encoder that has seen all of the series
+    projection = torch.from_numpy(np.stack([states, ~np.isnan(x)], -1)).transpose(0, 1)
+
+    def mean_error() -> float:
+        transition, encoder, _, *rest = arguments(x, NUM_SAMPLES)
+        path = sample_states(transition, encoder, projection, *rest).path
+        # (S * B, T, 1) -> (S, B, T)
+        path = path.squeeze(-1).unflatten(0, (NUM_SAMPLES, -1))
+        found = (path[..., 3] > WALK.decay * path[..., 2]).double().mean(0).numpy()
+        return np.abs(found - expected).mean()
+
+    error = mean_error()
+    monkeypatch.setattr(particles, "NUM_MEETINGS", 1)
+    assert error < 0.7 * mean_error()
+
+
+def test_filtering_ends_where_smoothing_does():
+    """Some steps after a gap, where both follow the encoder."""
+    torch.manual_seed(0)
+    x = np.stack([walk(12, 0, slice(3, 6))] * 50)
     smoothed, filtered = (paths_of(x, filtering=one) for one in (False, True))
     assert_same_mean(filtered[..., -1].flatten(), smoothed[..., -1].flatten())
 
@@ -177,11 +204,11 @@ def test_paths_that_meet_the_observation_are_counted():
     """Those that go up as often as they must in five jumps, by how near they come."""
     torch.manual_seed(0)
     x = walk(10, 0, slice(3, 7))
-    particles = Particles(*arguments(x[None], NUM_SAMPLES), num_paths=1600)
-    particles.run()
+    found = Particles(*arguments(x[None], NUM_SAMPLES), num_paths=1600)
+    found.run()
     up = round((x[7] - x[2]) / WALK.step / 2 + 2.5)
     share = math.comb(5, up) * 0.7**up * 0.3 ** (5 - up)
-    assert 0.15 * share < particles.num_met / 1600 < 1.2 * share
+    assert 0.15 * share < found.num_met / 1600 < 1.2 * share
 
 
 # --- weights --------------------------------------------------------------------------
