@@ -170,7 +170,7 @@ def test_a_wrong_place_is_found(monkeypatch):
     def started_along(z: torch.Tensor) -> torch.Tensor:
         return torch.ones(*z.shape[:-1], 1)
 
-    monkeypatch.setattr(transition, "_started_along", started_along)
+    monkeypatch.setattr(transition, "started_along", started_along)
     with elsewhere(), pytest.raises(RuntimeError, match="to be on the same device"):
         model_elsewhere().fit(SERIES)
 

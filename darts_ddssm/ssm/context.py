@@ -58,6 +58,11 @@ def shift_right(z: Tensor) -> Tensor:
     return nn.functional.pad(z, (0, 0, 1, 0))[:, :-1]
 
 
+def started_along(z: Tensor) -> Tensor:
+    """Return 0 at the first step of paths (N, T, D) and 1 later: (N, T, 1)."""
+    return shift_right(torch.ones_like(z[..., :1]))
+
+
 class Context(nn.Module, ABC):
     """Context of z_t from the latents and the inputs before t, and the inputs at t.
 
@@ -241,9 +246,8 @@ class RecurrentContext(Context):
         self.network = MLP(size, hidden_size, hidden_size)
 
     def features(self, z: Tensor, u: Tensor) -> Tensor:
-        started = shift_right(torch.ones_like(z[..., :1]))
         memory = shift_right(self.gru(torch.cat([z, u], dim=-1))[0])
-        parts = [memory, self.kernel(z), shift_right(z), started, u]
+        parts = [memory, self.kernel(z), shift_right(z), started_along(z), u]
         return torch.cat(parts, dim=-1)
 
     def init(self, num_rows: int, like: Tensor) -> History:

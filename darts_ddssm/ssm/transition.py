@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from darts_ddssm.ssm.context import Context, History, shift_right
+from darts_ddssm.ssm.context import Context, History, shift_right, started_along
 from darts_ddssm.ssm.diffusion import (
     MIN_RELATIVE_STD,
     DenoiserNetwork,
@@ -53,11 +53,6 @@ MEAN_LEVELS = [8.0, 4.0, 2.0]
 
 # Rows whose density is computed at a time: their derivatives stay in the cache.
 DENSITY_ROWS = 1024
-
-
-def _started_along(z: Tensor) -> Tensor:
-    """Return 0 at the first step of paths (N, T, D) and 1 later: (N, T, 1)."""
-    return shift_right(torch.ones_like(z[..., :1]))
 
 
 def _with_drift(
@@ -359,11 +354,11 @@ class Transition(nn.Module, ABC):
 
     def _scale_along(self, z: Tensor) -> Tensor:
         """Return sigma_d at each step of paths (N, T, D): (N, T, 1)."""
-        return self.scale(_started_along(z))
+        return self.scale(started_along(z))
 
     def _centre_along(self, z: Tensor) -> Tensor:
         """Return the linear prediction at each step of paths (N, T, D): (N, T, D)."""
-        return self.centre(shift_right(z), _started_along(z))
+        return self.centre(shift_right(z), started_along(z))
 
     def sample(
         self, history: History, u: Tensor, num_solver_steps: int, in_full: bool = False
