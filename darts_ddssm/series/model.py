@@ -35,11 +35,15 @@ from darts_ddssm.series.scaling import (
     TrainingScales,
     instance_scale,
 )
+from darts_ddssm.ssm.context import History
 from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.particles import OfEmission, Predictive, States
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel, weights_of_kl
 from darts_ddssm.ssm.window import Window
+
+# Samples of each series that are drawn at a time where the past has gaps.
+FILTERED_SAMPLES = 512
 
 
 class NormalisedWindow(NamedTuple):
@@ -381,29 +385,59 @@ class SeriesModel:
             found = found._replace(log_density=found.log_density - change.sum(-1))
         return found
 
-    def forecast_parameters(
+    def _histories(
         self,
         encoded: Encoded,
-        horizon: Window,
-        n: int,
         num_samples: int,
         num_solver_steps: int,
-        mean: bool = False,
-    ) -> Tensor:
-        """Draw latent paths and decode them after the gap.
+        max_paths: int,
+    ) -> Iterator[History]:
+        """Draw what forecasts start from, group by group of the samples.
 
         Parameters
         ----------
         encoded
             The encoded context of B series.
+        num_samples, num_solver_steps, max_paths
+            As for :meth:`forecast`.
+
+        Yields
+        ------
+        History
+            Histories of a group of the samples, (S' * B, ...), sample by sample.
+        """
+        num_series = len(encoded.patches.x)
+        size = max_paths // num_series
+        # many paths are sent through a gap, however few are asked for
+        num_drawn = size if encoded.complete else max(size, FILTERED_SAMPLES)
+        for number in group_sizes(num_samples, num_drawn):
+            history = self.sample_states(encoded, number, num_solver_steps, True).history
+            yield from history.split(max(size, 1) * num_series)
+
+    def _decode_ahead(
+        self,
+        history: History,
+        horizon: Window,
+        n: int,
+        num_solver_steps: int,
+        num_before: int,
+        mean: bool = False,
+    ) -> Tensor:
+        """Follow paths over gap and horizon, and decode them after the gap.
+
+        Parameters
+        ----------
+        history
+            What the paths start from, (S * B, ...), sample by sample.
         horizon
-            The gap and the horizon, of which the inputs are known, at least G + n steps.
+            The gap and the horizon of B series, of which the inputs are known, at least
+            G + n steps.
         n
             Number of steps of the forecast.
-        num_samples
-            Number S of paths of each series.
         num_solver_steps
             Number of network evaluations for each state of a diffusion transition.
+        num_before
+            Number of latents in the histories.
         mean
             Follow the mean of each step instead of drawing from it.
 
@@ -412,25 +446,36 @@ class SeriesModel:
         Tensor
             Raw parameters of the density of normalised values, (S, B, n, C, K).
         """
-        if mean:
-            history = self.ssm.mean_history(
-                encoded.projection, encoded.patches, num_solver_steps
-            )
-        else:
-            how = num_samples, num_solver_steps, True
-            history = self.sample_states(encoded, *how).history
         num_series, num_steps, _ = horizon.x.shape
+        num_samples = len(history.previous) // num_series
         patches = self.patches(0, num_steps)
         folded = patches.fold_window(horizon)
         # (B, M, ...) -> (S * B, M, ...)
         inputs, u = (
             x.repeat(num_samples, 1, 1) for x in (folded.transition_inputs, folded.u)
         )
-        num_before = encoded.patches.x.shape[1]
         z = self.ssm.roll_out(history, inputs, num_solver_steps, mean, num_before)
         raw = self.decode(z, u, patches).narrow(1, self.output_chunk_shift, n)
         # (S * B, n, ...) -> (S, B, n, ...)
         return raw.unflatten(0, (num_samples, num_series))
+
+    def _forecast_parameters(
+        self,
+        encoded: Encoded,
+        horizon: Window,
+        n: int,
+        num_samples: int,
+        num_solver_steps: int,
+        max_paths: int,
+    ) -> Iterator[Tensor]:
+        """Draw latent paths and decode them, group by group: (S', B, n, C, K) each.
+
+        Raw parameters of the density of normalised values. Arguments as for
+        :meth:`forecast`.
+        """
+        num_before = encoded.patches.x.shape[1]
+        for history in self._histories(encoded, num_samples, num_solver_steps, max_paths):
+            yield self._decode_ahead(history, horizon, n, num_solver_steps, num_before)
 
     def forecast(
         self,
@@ -449,7 +494,9 @@ class SeriesModel:
         context
             The steps before the forecast, B series.
         horizon, n, num_samples, num_solver_steps
-            As for :meth:`forecast_parameters`.
+            Number n of steps, number S of samples of each series, and of network
+            evaluations for each state of a diffusion transition. The horizon begins with
+            the G steps before the first one.
         max_paths
             The most paths of all series that are drawn at a time, to bound the memory.
         observed
@@ -461,11 +508,9 @@ class SeriesModel:
             Observations, (S, B, n, C).
         """
         encoded = self.encode(context, observed)
-        samples = []
-        for size in group_sizes(num_samples, max_paths // len(context.x)):
-            raw = self.forecast_parameters(encoded, horizon, n, size, num_solver_steps)
-            samples.append(self.draw(raw, encoded.scale))
-        return torch.cat(samples)
+        how = n, num_samples, num_solver_steps, max_paths
+        groups = self._forecast_parameters(encoded, horizon, *how)
+        return torch.cat([self.draw(raw, encoded.scale) for raw in groups])
 
     def marginal_parameters(
         self,
@@ -492,12 +537,8 @@ class SeriesModel:
             Parameters in data units, (B, n, C, K).
         """
         encoded = self.encode(context, observed)
-        raw = torch.cat(
-            [
-                self.forecast_parameters(encoded, horizon, n, size, num_solver_steps)
-                for size in group_sizes(num_samples, max_paths // len(context.x))
-            ]
-        )
+        how = n, num_samples, num_solver_steps, max_paths
+        raw = torch.cat(list(self._forecast_parameters(encoded, horizon, *how)))
         parameters = marginal_parameters(self.likelihood, raw)
         if self.family.location_scale:
             mean, std = parameters
@@ -515,8 +556,10 @@ class SeriesModel:
             As for :meth:`forecast`.
         """
         encoded = self.encode(context)
-        how = 1, num_solver_steps, True
-        raw = self.forecast_parameters(encoded, horizon, n, *how)[0]
+        cut, num_before = encoded.patches, encoded.patches.x.shape[1]
+        history = self.ssm.mean_history(encoded.projection, cut, num_solver_steps)
+        how = n, num_solver_steps, num_before, True
+        raw = self._decode_ahead(history, horizon, *how)[0]
         return encoded.scale.parameters_to_data(raw) if self.family.location_scale else raw
 
 

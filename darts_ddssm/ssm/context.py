@@ -10,7 +10,7 @@ Letters as in :mod:`darts_ddssm.ssm`; U counts all inputs of the transition.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -47,6 +47,11 @@ class History(NamedTuple):
     def map(self, function: Callable[[Tensor], Tensor]) -> "History":
         """Return the history of what a function makes of each part."""
         return History(*(function(part) for part in self))
+
+    def split(self, num_rows: int) -> Iterator["History"]:
+        """Yield the histories of at most so many rows after another."""
+        parts = (part.split(num_rows) for part in self)
+        return (History(*part) for part in zip(*parts, strict=True))
 
     def repeat(self, num_samples: int) -> "History":
         """Return S copies of all histories, sample by sample: (S * N, ...)."""

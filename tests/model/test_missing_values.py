@@ -7,7 +7,8 @@ from darts.metrics import mcrps
 from darts.utils.missing_values import fill_missing_values
 from torch.optim.lr_scheduler import OneCycleLR
 
-from tests.helpers import noisy_sine, with_gaps
+from darts_ddssm.ssm.transition import Transition
+from tests.helpers import SERIES, TRANSITIONS, fitted, noisy_sine, with_gaps
 
 
 def test_missing_values_in_training_and_context(tiny):
@@ -18,6 +19,29 @@ def test_missing_values_in_training_and_context(tiny):
     model = tiny().fit(with_gaps(series, gaps), val_series=with_gaps(series, gaps))
     assert np.isfinite(model.trainer.callback_metrics["val_loss"].item())
     assert np.isfinite(model.predict(6, num_samples=3).all_values()).all()
+
+
+@pytest.mark.parametrize("transition", TRANSITIONS)
+def test_a_small_batch_sends_no_more_paths_through_a_gap(monkeypatch, transition):
+    """However few samples are drawn at a time, to bound the memory."""
+    model, series = fitted(transition=transition), with_gaps(SERIES, slice(-6, -3))
+    sample, num_rows = Transition.sample, []
+
+    def counted(self, history, u, *args):
+        num_rows.append(len(u))
+        return sample(self, history, u, *args)
+
+    monkeypatch.setattr(Transition, "sample", counted)
+
+    def num_drawn(batch_size: int) -> int:
+        num_rows.clear()
+        how = {"num_samples": 200, "random_state": 0}
+        forecast = model.predict(2, series, batch_size=batch_size, **how)
+        assert forecast.n_samples == 200
+        assert np.isfinite(forecast.all_values()).all()
+        return sum(num_rows)
+
+    assert num_drawn(batch_size=1) == num_drawn(batch_size=64)
 
 
 LENGTH, CUT = 320, 240
