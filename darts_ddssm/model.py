@@ -188,17 +188,15 @@ class DDSSMModel(LatentMethods):
             where the dynamics are sharp and the observations noisy.
         overshooting_weight
             Weight of the forecast loss, a second term of the training loss from 30 % of
-            the updates on: 16 windows of each batch are forecast from their input chunks,
-            and the term is the CRPS of these forecasts in normalised units. The ELBO alone
-            trains single steps, whose errors add up over a long horizon. ``0`` for the
-            ELBO alone, which is faster. It has no effect if the output chunk has one step,
-            or with likelihoods other than the Gaussian, Laplace and Gumbel ones.
+            the updates on: the windows of every fourth batch are forecast from their input
+            chunks, and the term is the CRPS of these forecasts in normalised units. The
+            ELBO alone trains single steps, whose errors add up over a long horizon. ``0``
+            for the ELBO alone, which is faster. It has no effect if the output chunk has
+            one step, or with likelihoods other than the Gaussian, Laplace and Gumbel ones.
         gap_augmentation
-            Share of the windows of each training batch in which some values are masked at
-            random. From these windows the encoder alone learns. They prepare it for gaps
-            even where the training series have none, at the cost of some sharpness of the
-            transition. Try 0 where no series has gaps and the dynamics have distinct
-            modes.
+            Share of the windows of each training batch of which a copy is added, with some
+            values masked at random. From these copies the encoder alone learns. They
+            prepare it for gaps even where the training series have none.
         input_noise
             Standard deviation of the noise that is added to what the encoder sees in the
             first 80 % of the training, in normalised units. It keeps the model from

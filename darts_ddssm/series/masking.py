@@ -13,8 +13,7 @@ def num_masked_rows(share: float, num_rows: int) -> int:
     """Number of rows of a batch to mask.
 
     ``share`` of them, rounded down. Where that is none, it is one in some of the batches,
-    so that the share holds on average. One row is always left, from which all networks
-    learn, so that in batches of one nothing is masked.
+    so that the share holds on average.
 
     Parameters
     ----------
@@ -26,7 +25,7 @@ def num_masked_rows(share: float, num_rows: int) -> int:
     number = int(share * num_rows)
     if number == 0 and share > 0:
         number = int(torch.rand(()) < share * num_rows)
-    return min(number, num_rows - 1)
+    return number
 
 
 def mask_randomly(window: Window, num_rows: int) -> Window:

@@ -101,13 +101,14 @@ class DDSSMForecaster(BaseForecaster):
     overshooting_weight
         Weight of the forecast loss in the training loss.
     gap_augmentation
-        Share of the windows of each training batch in which values are masked at random.
+        Share of the windows of each training batch of which a copy is added, with some
+        values masked at random.
     input_noise
         Standard deviation of the noise that is added to what the encoder sees in training,
         in normalised units. ``None`` to choose it by cross-validation.
     patch_length
-        Number of time steps that share one latent state. ``None`` for 1 in windows of up
-        to 48 steps, and for about twelve states in longer ones.
+        Number of time steps that share one latent state. ``None`` for 1 in windows of
+        fewer than 36 steps, and for about twelve states in longer ones.
     likelihood
         The density of an observation given the state, one of darts' torch likelihoods.
         ``None`` for ``GaussianLikelihood()``.

@@ -105,8 +105,9 @@ class _DDSSMModule(PLForecastingModule):
     overshooting_weight
         Weight of the loss of forecasts of several steps.
     gap_augmentation
-        Share of a training batch with randomly masked values, from which the encoder
-        alone learns. Without them it is lost where a value is missing.
+        Share of the windows of a training batch of which a copy with randomly masked
+        values is added. From these copies the encoder alone learns, which is else lost
+        where a value is missing.
     patch_length
         Number L of time steps that a latent state stands for.
     static_size

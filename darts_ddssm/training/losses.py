@@ -4,6 +4,7 @@ What a training update minimises, and by what validation chooses.
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
+import torch
 from torch import Tensor
 
 from darts_ddssm.series.forecast_loss import forecast_loss
@@ -52,15 +53,19 @@ def training_loss(
     forecast_weight
         Weight of the loss of forecasts of several steps, which take no time where it is 0.
     gap_augmentation
-        Share of the windows with randomly masked values, from which the encoder alone
-        learns.
+        Share of the windows of which a copy with randomly masked values is added, from
+        which the encoder alone learns.
     input_noise
         Standard deviation of the noise that is added to what the encoder sees, in units of
         normalised values. What the latents must explain is free of it, so that copying the
         data, noise and all, explains less than the dynamics do.
     """
-    normalised = model.normalise(window)
     num_masked = num_masked_rows(gap_augmentation, len(window.x))
+
+    def with_copies(x: Tensor) -> Tensor:
+        return torch.cat([x[:num_masked], x])
+
+    normalised = model.normalise(window.map(with_copies))
     masked = normalised._replace(window=mask_randomly(normalised.window, num_masked))
     posterior = model.posterior(masked, input_noise)
     transition = model.ssm.transition
@@ -73,12 +78,13 @@ def training_loss(
         kl_weight,
         num_encoder_rows=num_masked,
         max_rows=KL_ROWS,
-        observed=observed,
+        observed=None if observed is None else with_copies(observed),
     )
     if forecast_weight == 0:
         return negative_elbo, negative_elbo
     num_windows = min(len(window.x), FORECAST_WINDOWS)
     num_samples = max(FORECAST_PATHS // num_windows, 2)
+    normalised = model.normalise(window)
     crps = forecast_loss(
         model, normalised, num_samples, FORECAST_SOLVER_STEPS, num_windows, input_noise
     )

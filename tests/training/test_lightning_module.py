@@ -197,22 +197,27 @@ def test_training_alone_weighs_the_kl_after_a_gap(tiny, gap):
 
 
 @pytest.mark.parametrize("share, rows", [(0, 0), (0.25, 4), (0.75, 12)])
-def test_a_share_of_each_batch_is_masked(tiny, monkeypatch, share, rows):
-    masked = []
+def test_masked_copies_of_a_share_of_each_batch_are_added(tiny, monkeypatch, share, rows):
+    seen = []
 
     def spy(model, window, path, num_encoder_rows, **kwargs):
-        hidden = int((window.observed == 0).any((1, 2)).sum())
-        masked.append((num_encoder_rows, hidden))
+        hidden = (window.observed == 0).any((1, 2))
+        copies, batch = hidden.tensor_split([num_encoder_rows])
+        original = window.x.tensor_split([num_encoder_rows])[1]
+        assert torch.equal(window.x[:num_encoder_rows], original[:num_encoder_rows])
+        seen.append((len(copies), int(copies.sum()), len(batch), int(batch.sum())))
         return elbo_terms(model, window, path, num_encoder_rows, **kwargs)
 
     elbo_terms = StateSpaceModel.elbo_terms
     monkeypatch.setattr(StateSpaceModel, "elbo_terms", spy)
     # 63 windows: three batches of 16 and one of 15
     tiny(n_epochs=1, batch_size=16, gap_augmentation=share).fit(noisy_sine())
-    told, hidden = zip(*masked, strict=True)
-    assert told == (rows,) * 3 + (int(share * 15),)
-    # a row may be lucky and lose nothing
-    assert 0.5 * sum(told) <= sum(hidden) <= sum(told)
+    copies, hidden, batch, hidden_in_batch = zip(*seen, strict=True)
+    assert batch == (16, 16, 16, 15)
+    assert sum(hidden_in_batch) == 0
+    assert copies == (rows,) * 3 + (int(share * 15),)
+    # a copy may be lucky and lose nothing
+    assert 0.5 * sum(copies) <= sum(hidden) <= sum(copies)
 
 
 # --- several processes ----------------------------------------------------------------
