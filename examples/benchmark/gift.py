@@ -26,7 +26,7 @@ from gift_data import CONFIGURATIONS, Data
 from methods import TORCH_METHODS, Budget, Trained
 
 NAIVE, PUBLISHED_NAIVE = "Seasonal naive", "seasonal_naive"
-NUM_SAMPLES = 100
+NUM_SAMPLES = 200
 # Windows that are forecast at a time: what is kept of them is their deciles.
 BATCH = 512
 
