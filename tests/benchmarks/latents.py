@@ -1,9 +1,10 @@
 """
-States, likelihood and imputation on a linear Gaussian series, beside the Kalman smoother.
+States, likelihood, forecasts and imputation on a linear Gaussian series, beside Kalman's.
 
     python tests/benchmarks/latents.py --seed 10
 
-Everything is asked through the public interface, of series never trained on.
+The model has its default arguments but for ``latent_dim=2``. Everything is asked through
+the public interface, of series never trained on.
 """
 
 import argparse
@@ -14,35 +15,25 @@ import warnings
 import numpy as np
 import scoringrules as sr
 import torch
+from darts import TimeSeries
 from sklearn.linear_model import LinearRegression
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.datasets import linear_gaussian
 
-LENGTH = 32
+LENGTH, HORIZON = 32, 8
 
 
 def fit(args: argparse.Namespace) -> DDSSMModel:
     """Fit a model to 1,024 series."""
     train = linear_gaussian(1024, LENGTH, random_state=args.seed)
     model = DDSSMModel(
-        input_chunk_length=24,
-        output_chunk_length=8,
+        input_chunk_length=LENGTH - HORIZON,
+        output_chunk_length=HORIZON,
         latent_dim=args.latent_dim,
-        hidden_size=args.hidden_size,
-        transition_order=1,
         transition=args.transition,
         batch_size=64,
-        n_epochs=args.updates // 16 + 1,
         random_state=args.seed,
-        optimizer_kwargs={"lr": 1e-2},
-        lr_scheduler_cls=torch.optim.lr_scheduler.OneCycleLR,
-        lr_scheduler_kwargs={
-            "max_lr": 1e-2,
-            "total_steps": args.updates,
-            "pct_start": 0.1,
-            "interval": "step",
-        },
         pl_trainer_kwargs={
             "accelerator": "cpu",
             "max_steps": args.updates,
@@ -97,10 +88,51 @@ def states(model: DDSSMModel, test) -> None:
         )
 
 
+def crps_of_smoother(test, gappy: list[TimeSeries], missing: np.ndarray) -> float:
+    """Mean CRPS of the exact density of each missing value, (N, T) of booleans."""
+    emission, crps = test.process.emission, []
+    for full, series, gaps in zip(test.series, gappy, missing, strict=True):
+        moments = test.process.smooth(series.values())
+        mean = moments.smoothed_mean[gaps] @ emission.T
+        covariance = emission @ moments.smoothed_covariance[gaps] @ emission.T
+        std = np.sqrt(covariance + test.process.emission_covariance)[:, 0, 0]
+        crps.append(sr.crps_normal(full.values()[gaps, 0], mean[:, 0], std))
+    return float(np.concatenate(crps).mean())
+
+
+def compare(name: str, actual: np.ndarray, samples: np.ndarray, best: float) -> None:
+    """Print the CRPS of samples, (N, S), beside the exact one."""
+    ours = sr.crps_ensemble(actual, samples, estimator="fair").mean()
+    print(
+        f"{name:27s}: CRPS {ours:.4f}, Kalman {best:.4f}, {ours / best - 1:+.1%}",
+        flush=True,
+    )
+
+
+def with_gaps(test, missing: np.ndarray) -> list[TimeSeries]:
+    """Return the series with NaN where values are missing, (N, T) of booleans."""
+    return [
+        s.with_values(np.where(gaps[:, None], np.nan, s.values()))
+        for s, gaps in zip(test.series, missing, strict=True)
+    ]
+
+
+def forecasts(model: DDSSMModel, test) -> None:
+    """CRPS of forecasts against the Kalman forecast."""
+    contexts = [s[:-HORIZON] for s in test.series]
+    found = model.predict(HORIZON, contexts, num_samples=500, random_state=0)
+    actual = np.stack([s.values()[-HORIZON:, 0] for s in test.series])
+    samples = np.stack([s.all_values()[:, 0] for s in found])
+    missing = np.zeros((len(actual), LENGTH), dtype=bool)
+    missing[:, -HORIZON:] = True
+    best = crps_of_smoother(test, with_gaps(test, missing), missing)
+    compare(f"forecast of {HORIZON} steps", actual, samples, best)
+
+
 def imputation(model: DDSSMModel, test, args: argparse.Namespace) -> None:
     """CRPS in gaps of several lengths against that of the Kalman smoother."""
     rng = np.random.default_rng(args.seed)
-    actual = np.stack([s.values() for s in test.series])
+    actual = np.stack([s.values()[:, 0] for s in test.series])
     num_series = len(actual)
     kinds = {f"one gap of {n}": n for n in (1, 2, 4, 8)} | {"20 % at random": 0}
     for name, length in kinds.items():
@@ -109,27 +141,11 @@ def imputation(model: DDSSMModel, test, args: argparse.Namespace) -> None:
             start = rng.integers(0, LENGTH - length + 1, size=(num_series, 1))
             steps = np.arange(LENGTH)
             missing = (steps >= start) & (steps < start + length)
-        gappy = [
-            s.with_values(np.where(m[:, None], np.nan, s.values()))
-            for s, m in zip(test.series, missing, strict=True)
-        ]
+        gappy = with_gaps(test, missing)
         imputed = model.impute(gappy, num_samples=200, random_state=0)
         samples = np.stack([s.all_values()[:, 0] for s in imputed])
-        ours = sr.crps_ensemble(actual[missing, 0], samples[missing], estimator="fair")
-        emission = test.process.emission
-        best = []
-        for x, gaps, s in zip(actual, missing, gappy, strict=True):
-            moments = test.process.smooth(s.values())
-            mean = moments.smoothed_mean[gaps] @ emission.T
-            covariance = emission @ moments.smoothed_covariance[gaps] @ emission.T
-            std = np.sqrt(covariance + test.process.emission_covariance)[:, 0, 0]
-            best.append(sr.crps_normal(x[gaps, 0], mean[:, 0], std))
-        best = np.concatenate(best).mean()
-        print(
-            f"imputation, {name:14s}: CRPS {ours.mean():.4f}, Kalman {best:.4f}, "
-            f"{ours.mean() / best - 1:+.1%}",
-            flush=True,
-        )
+        best = crps_of_smoother(test, gappy, missing)
+        compare(f"imputation, {name}", actual[missing], samples[missing], best)
 
 
 def main() -> None:
@@ -137,7 +153,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--latent-dim", type=int, default=2)
-    parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--transition", default="diffusion")
     parser.add_argument("--num-test", type=int, default=256)
     parser.add_argument("--num-densities", type=int, default=64)
@@ -148,6 +163,7 @@ def main() -> None:
     test = linear_gaussian(args.num_test, LENGTH, random_state=args.seed + 1)
     model = fit(args)
     states(model, test)
+    forecasts(model, test)
     imputation(model, test, args)
     likelihood(model, test, args)
 
