@@ -3,14 +3,17 @@ Time of forecasts beside RNNModel, with the full solver and with distilled sampl
 
     python tests/benchmarks/sampling.py
     python tests/benchmarks/sampling.py --walk-updates 3000 --evaluations 1 2
+    python tests/benchmarks/sampling.py --in-bulk
 
 With ``--walk-updates`` a model is fitted to the bimodal walk and distilled, and the
 divergence of its one-step forecasts to the exact density is printed for each sampler;
-``--walk-model`` takes one that was saved instead.
+``--walk-model`` takes one that was saved instead. With ``--in-bulk`` it prints instead what
+rolling forecasts cost beside those of the same windows, and the memory of many paths.
 """
 
 import argparse
 import logging
+import resource
 import time
 import warnings
 from collections.abc import Callable
@@ -84,6 +87,58 @@ def times(args: argparse.Namespace) -> None:
         )
 
 
+def rolling(model: DDSSMModel, series: TimeSeries, num_windows: int) -> None:
+    """Rolling forecasts of a series beside forecasts of the same windows."""
+    start = len(series) - num_windows - HORIZON + 1
+    pasts = [series[: start + i] for i in range(num_windows)]
+    begin = time.process_time()
+    model.predict(HORIZON, pasts, num_samples=NUM_SAMPLES)
+    middle = time.process_time()
+    found = model.historical_forecasts(
+        series,
+        start=start,
+        start_format="position",
+        forecast_horizon=HORIZON,
+        num_samples=NUM_SAMPLES,
+        retrain=False,
+        last_points_only=False,
+    )
+    end = time.process_time()
+    assert len(found) == num_windows
+    print(
+        f"{num_windows} windows: historical_forecasts {end - middle:.1f} s, predict "
+        f"{middle - begin:.1f} s, {(end - middle) / (middle - begin):.2f} times",
+        flush=True,
+    )
+
+
+def memory(model: DDSSMModel, series: TimeSeries, num_series: int, n: int) -> None:
+    """Peak memory of many paths of many series, above what it was and the result."""
+    unit = 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    found = model.predict(n, [series] * num_series, num_samples=num_series)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    result = sum(one.all_values(copy=False).nbytes for one in found) / unit
+    print(
+        f"{num_series} series, {num_series} paths of {n} steps: result {result:.0f} MiB, "
+        f"peak above it {peak - before - result:.0f} MiB",
+        flush=True,
+    )
+
+
+def in_bulk() -> None:
+    """Default arguments; what the model learned has no influence."""
+    rng = np.random.default_rng(0)
+    x = np.sin(np.arange(700) * np.pi / 6) + 0.1 * rng.standard_normal(700)
+    series = TimeSeries.from_values(x.astype(np.float32))
+    model = DDSSMModel(INPUT, HORIZON, pl_trainer_kwargs=TRAINER | {"max_steps": 3})
+    model.fit(series)
+    model.predict(HORIZON, series, num_samples=2)
+    rolling(model, series, num_windows=500)
+    for num_series in (250, 500, 1000):
+        memory(model, series, num_series, 2 * HORIZON)
+
+
 def walk(args: argparse.Namespace) -> None:
     """Divergence of one-step forecasts of the walk."""
     process = BimodalRandomWalk(noise=args.noise)
@@ -122,11 +177,15 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-series", type=int, default=64)
+    parser.add_argument("--in-bulk", action="store_true")
     parser.set_defaults(missing=0.0)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "darts"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if args.in_bulk:
+        in_bulk()
+        return
     times(args)
     if args.walk_updates or args.walk_model:
         walk(args)
