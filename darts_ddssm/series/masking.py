@@ -10,7 +10,7 @@ from darts_ddssm.ssm.window import Window
 
 
 def num_masked_rows(share: float, num_rows: int) -> int:
-    """Number of rows of a batch to mask.
+    """Number of rows of a batch of which masked copies are added.
 
     ``share`` of them, rounded down. Where that is none, it is one in some of the batches,
     so that the share holds on average.

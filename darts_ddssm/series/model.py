@@ -556,9 +556,9 @@ class SeriesModel:
             As for :meth:`forecast`.
         """
         encoded = self.encode(context)
-        cut, num_before = encoded.patches, encoded.patches.x.shape[1]
-        history = self.ssm.mean_history(encoded.projection, cut, num_solver_steps)
-        how = n, num_solver_steps, num_before, True
+        patches = encoded.patches
+        history = self.ssm.mean_history(encoded.projection, patches, num_solver_steps)
+        how = n, num_solver_steps, patches.x.shape[1], True
         raw = self._decode_ahead(history, horizon, *how)[0]
         return encoded.scale.parameters_to_data(raw) if self.family.location_scale else raw
 
