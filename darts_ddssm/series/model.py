@@ -91,13 +91,14 @@ class Encoded(NamedTuple):
     projection
         Output of the encoder, (M, B, 2 * H).
     complete
-        Whether something is observed in every patch, if that is known.
+        Whether something is observed in every patch of each series, (B,), on the CPU, if
+        that is known.
     """
 
     normalised: NormalisedWindow
     patches: Window
     projection: Tensor
-    complete: bool | None
+    complete: Tensor | None
 
     @property
     def scale(self) -> Scale:
@@ -289,7 +290,7 @@ class SeriesModel:
         """
         normalised, cut = self.normalise(window), self.patches(window.x.shape[1])
         patches = cut.fold_window(normalised.window)
-        complete = None if observed is None else bool(cut.fold(observed).any(-1).all())
+        complete = None if observed is None else cut.fold(observed).any(-1).all(-1)
         return Encoded(normalised, patches, self.ssm.encode(patches), complete)
 
     def sample_states(
@@ -408,8 +409,9 @@ class SeriesModel:
         """
         num_series = len(encoded.patches.x)
         size = max_paths // num_series
+        complete = encoded.complete is not None and bool(encoded.complete.all())
         # many paths are sent through a gap, however few are asked for
-        num_drawn = size if encoded.complete else max(size, FILTERED_SAMPLES)
+        num_drawn = size if complete else max(size, FILTERED_SAMPLES)
         for number in group_sizes(num_samples, num_drawn):
             history = self.sample_states(encoded, number, num_solver_steps, True).history
             yield from history.split(max(size, 1) * num_series)

@@ -107,12 +107,13 @@ def sample_states(
     encoder: Encoder,
     projection: Tensor,
     window: Window,
+    complete: Tensor,
     log_emission: OfEmission,
     num_samples: int,
     num_solver_steps: int,
     filtering: bool = False,
 ) -> States:
-    """Draw paths of the states given incomplete data.
+    """Draw paths of the states given data, which may be incomplete.
 
     Parameters
     ----------
@@ -122,6 +123,9 @@ def sample_states(
         Output of the encoder, (T, B, 2 * H).
     window
         The data, B series.
+    complete
+        Whether something is observed at every step of each series, (B,), on the CPU. The
+        paths of these are the encoder's.
     log_emission
         Log-density of what is observed.
     num_samples
@@ -139,9 +143,27 @@ def sample_states(
         Paths of S * B rows, sample by sample.
     """
     num_steps, num_series, _ = projection.shape
-    series = torch.arange(num_series, device=projection.device)
     num_met = projection.new_full((num_series,), torch.inf)
-    found: list[tuple[Tensor, Tensor, History]] = []
+
+    def of_encoder(projection: Tensor) -> Tensor:
+        floor = transition.min_std(num_steps)
+        return encoder.sample_path(projection, floor, num_samples).z
+
+    def with_history(path: Tensor) -> States:
+        # (B, T, U) -> (S * B, T, U)
+        inputs = window.transition_inputs.repeat(num_samples, 1, 1)
+        return States(path, transition.context.from_path(path, inputs), num_met)
+
+    if complete.all():
+        return with_history(of_encoder(projection))
+    # of each path, the number of its series
+    owners: list[Tensor] = []
+    paths: list[Tensor] = []
+    if complete.any():
+        rows = complete.nonzero().squeeze(-1).to(projection.device)
+        owners.append(rows.repeat(num_samples))
+        paths.append(of_encoder(projection[:, rows]))
+    series = (~complete).nonzero().squeeze(-1).to(projection.device)
     gap_paths = GAP_PATHS[:1] if filtering else GAP_PATHS
     for num_paths, more_paths in zip(gap_paths, (*gap_paths[1:], None), strict=True):
         missed = []
@@ -170,19 +192,16 @@ def sample_states(
             else:
                 enough |= more_paths * particles.inside.sum(1) > MAX_GAP_STEPS
             kept = enough[particles.owner]
-            owner, path = rows[particles.owner[kept]], particles.path[kept]
-            history = History(*(x[kept] for x in particles.history))
-            found.append((owner, path, history))
+            owners.append(rows[particles.owner[kept]])
+            paths.append(particles.path[kept])
             missed.append(rows[~enough])
         series = torch.cat(missed)
         if len(series) == 0:
             break
-    owners, paths, histories = zip(*found, strict=True)
     # (B * S,) -> (S * B,)
     places = torch.cat(owners).argsort(stable=True)
     places = places.unflatten(0, (-1, num_samples)).T.flatten()
-    history = History(*(torch.cat(parts)[places] for parts in zip(*histories, strict=True)))
-    return States(torch.cat(paths)[places], history, num_met)
+    return with_history(torch.cat(paths)[places])
 
 
 def resample(log_weights: Tensor, owner: Tensor, num_samples: int) -> Tensor:

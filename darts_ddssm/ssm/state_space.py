@@ -213,12 +213,13 @@ class StateSpaceModel(nn.Module):
         num_samples: int,
         num_solver_steps: int,
         filtering: bool = False,
-        complete: bool | None = None,
+        complete: Tensor | None = None,
     ) -> States:
         """Draw paths of the states given a window, with what a forecast needs of them.
 
         After the last observation they follow the transition, as the exact posterior does.
-        Where data are missing before it, :mod:`darts_ddssm.ssm.particles` draws them.
+        Where data of a series are missing before it, :mod:`darts_ddssm.ssm.particles` draws
+        its paths.
 
         Parameters
         ----------
@@ -235,27 +236,21 @@ class StateSpaceModel(nn.Module):
         filtering
             Whether the last state is all that is asked for.
         complete
-            Whether something is observed at every step, if that is known. To find out is to
-            wait for the device.
+            Whether something is observed at every step of each series, (B,), on the CPU,
+            where a look at it waits for no device. ``None`` if it is not there.
 
         Returns
         -------
         States
             Paths of S * B rows, sample by sample.
         """
-        if window.is_complete if complete is None else complete:
-            floor = self.transition.min_std(len(projection))
-            path = self.encoder.sample_path(projection, floor, num_samples).z
-            inputs = window.transition_inputs.repeat(num_samples, 1, 1)
-            history = self.transition.context.from_path(path, inputs)
-            met = path.new_full((len(window.x),), torch.inf)
-            return States(path, history, met)
         return sample_states(
             self.transition,
             self.encoder,
             # 16 bits are too few for the recursion
             projection.to(self.encoder.weight_in.dtype),
             window,
+            window.complete.cpu() if complete is None else complete,
             log_emission,
             num_samples,
             num_solver_steps,

@@ -53,9 +53,9 @@ class Window(NamedTuple):
         return torch.cat([self.u, self.past], dim=-1)
 
     @property
-    def is_complete(self) -> bool:
-        """Whether something is observed at every step. To ask is to wait for the device."""
-        return bool(self.observed.any(-1).all())
+    def complete(self) -> Tensor:
+        """Whether something is observed at every step of each series, (B,)."""
+        return self.observed.any(-1).all(-1)
 
     @property
     def until_last_observation(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from darts_ddssm.datasets import BimodalRandomWalk
 from darts_ddssm.ssm import particles
 from darts_ddssm.ssm.context import History, MarkovContext
+from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.particles import (
     Particles,
     effective_number,
@@ -51,6 +52,15 @@ class ExactEncoder:
         x, seen = projection.split(1, dim=-1)
         return torch.where(seen > 0, x, z), torch.full_like(z, SPREAD)
 
+    def sample_path(
+        self, projection: Tensor, floor: Tensor, num_samples: int
+    ) -> PosteriorPath:
+        """Paths of series without gaps."""
+        # (T, B, 2) -> (S * B, T, 1)
+        mean = projection[..., :1].transpose(0, 1).repeat(num_samples, 1, 1)
+        std = torch.full_like(mean, SPREAD)
+        return PosteriorPath(mean + std * torch.randn_like(mean), mean, std)
+
 
 def window_of(series: np.ndarray) -> tuple[Window, Tensor]:
     """Return series (B, T) with NaN in gaps as a window, and as an encoder's output."""
@@ -69,8 +79,8 @@ def arguments(series: np.ndarray, num_samples: int) -> tuple:
         density = torch.distributions.Normal(z, WALK.noise)
         return density.log_prob(window.x[series, t]).squeeze(-1)
 
-    parts = ExactTransition(), ExactEncoder(), projection, window, log_emission
-    return *parts, num_samples, 5
+    parts = ExactTransition(), ExactEncoder(), projection, window, window.complete
+    return *parts, log_emission, num_samples, 5
 
 
 def paths_of(series: np.ndarray, num_samples: int = NUM_SAMPLES, **kwargs) -> Tensor:
@@ -204,7 +214,8 @@ def test_paths_that_meet_the_observation_are_counted():
     """Those that go up as often as they must in five jumps, by how near they come."""
     torch.manual_seed(0)
     x = walk(10, 0, slice(3, 7))
-    found = Particles(*arguments(x[None], NUM_SAMPLES), num_paths=1600)
+    *parts, _, log_emission, num_samples, num_steps = arguments(x[None], NUM_SAMPLES)
+    found = Particles(*parts, log_emission, num_samples, num_steps, num_paths=1600)
     found.run()
     up = round((x[7] - x[2]) / WALK.step / 2 + 2.5)
     share = math.comb(5, up) * 0.7**up * 0.3 ** (5 - up)

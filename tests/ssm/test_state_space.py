@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from darts_ddssm.ssm.context import History
-from darts_ddssm.ssm.particles import States
+from darts_ddssm.ssm.particles import Particles, States
 from darts_ddssm.ssm.state_space import (
     AFTER_GAP_WEIGHT,
     StateSpaceModel,
@@ -214,6 +214,31 @@ def test_filtering_ends_where_posterior_paths_do(transition, order):
     assert_same_mean(last, z[:, -1])
     centre = z[:, -1].mean(0)
     assert_same_mean((last - centre).square(), (z[:, -1] - centre).square())
+
+
+@pytest.mark.parametrize("first_has_gap", [False, True])
+def test_a_gap_in_one_series_costs_the_others_nothing(monkeypatch, first_has_gap):
+    """They have no particles, and are drawn as they are alone."""
+    model, window, u = model_of("diffusion", None), window_of(), future_inputs()
+    complete = torch.tensor([not first_has_gap, first_has_gap])
+    observed = torch.ones_like(window.observed)
+    observed[~complete, 2:4] = 0
+    window, given = window._replace(observed=observed), []
+
+    class Spy(Particles):
+        def run(self) -> None:
+            given.append(self.num_series)
+            super().run()
+
+    monkeypatch.setattr("darts_ddssm.ssm.particles.Particles", Spy)
+    history, path = forecast(model, window, u, num_samples=4000)
+    assert given and set(given) == {1}
+    for i in range(2):
+        alone = forecast(model, series_of(window, i), u[i : i + 1], 4000)
+        own = history.map(lambda x, i=i: x.unflatten(0, (4000, 2))[:, i])
+        assert_same_mean(own.previous, alone[0].previous)
+        assert_same_mean(own.memory, alone[0].memory)
+        assert_same_mean(path[:, i], alone[1][:, 0])
 
 
 # --- types and sizes ------------------------------------------------------------------
