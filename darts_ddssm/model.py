@@ -33,6 +33,7 @@ from darts_ddssm.estimator.automatic import (
     automatic_learning_rate,
     automatic_n_epochs,
     automatic_patch_length,
+    even_patch_length,
     say_once,
 )
 from darts_ddssm.estimator.data_checks import (
@@ -212,7 +213,7 @@ class DDSSMModel(LatentMethods):
             ``transition_order`` and :meth:`infer_latents` then count patches in place of
             time steps. With ``1`` each step has a state, as the study of the dynamics
             themselves wants. ``None`` means ``1`` for windows of fewer than 36 steps, and
-            about 12 patches for longer ones, none of them longer than the output chunk.
+            about 24 patches for longer ones, none of them longer than the output chunk.
         likelihood
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`
@@ -366,10 +367,9 @@ class DDSSMModel(LatentMethods):
         for name, value in self._hyperparameters.items():
             setattr(self, name, value)
         # what is chosen where there is no `patch_length`
-        self._patch_length = patch_length or self._automatic_patch_length()
-
-    def _automatic_patch_length(self) -> int:
-        return automatic_patch_length(window_length(self), self.output_chunk_length)
+        self._patch_length = patch_length or automatic_patch_length(
+            window_length(self), output_chunk_length
+        )
 
     @property
     def _hyperparameters(self) -> dict[str, Any]:
@@ -421,9 +421,10 @@ class DDSSMModel(LatentMethods):
         params = self._model_params
         params.setdefault("patch_length", 1)
         if "_patch_length" not in state:
-            # they cut windows of more than 48 steps
-            is_short = window_length(self) <= 48
-            chosen = 1 if is_short else self._automatic_patch_length()
+            # they cut windows of more than 48 steps into about twelve
+            length = window_length(self)
+            longest = length // 12 if length > 48 else 1
+            chosen = even_patch_length(self.output_chunk_length, longest)
             self._patch_length = params["patch_length"] or chosen
         params.setdefault("n_epochs", 100)
         params.setdefault("input_noise", None)

@@ -9,9 +9,8 @@ from darts.logging import get_logger
 
 logger = get_logger(__name__)
 
-# A window has about NUM_PATCHES states, but one of fewer than three times as many steps has
-# a state at each of them.
-NUM_PATCHES, MIN_PATCHED_STEPS = 12, 36
+# A window has at most about NUM_PATCHES states, but a short one has a state at each step.
+NUM_PATCHES, MIN_PATCHED_STEPS = 24, 36
 
 # Updates of a training whose length is left open: the fewest, up to so many windows, and
 # the most. In between their number rises with the square root of the windows.
@@ -38,9 +37,6 @@ def say_once(message: str) -> None:
 def automatic_patch_length(window_length: int, output_length: int) -> int:
     """Return the length of patches for windows of a length, 1 for a state at each step.
 
-    In a long window it is about a twelfth of the window, shortened so that the output chunk
-    is divided evenly.
-
     Parameters
     ----------
     window_length, output_length
@@ -48,8 +44,20 @@ def automatic_patch_length(window_length: int, output_length: int) -> int:
     """
     if window_length < MIN_PATCHED_STEPS:
         return 1
-    num_after = math.ceil(output_length / (window_length // NUM_PATCHES))
-    return math.ceil(output_length / num_after)
+    return even_patch_length(output_length, math.ceil(window_length / NUM_PATCHES))
+
+
+def even_patch_length(output_length: int, longest: int) -> int:
+    """Return the length of patches that divide an output chunk most evenly.
+
+    Parameters
+    ----------
+    output_length
+        Steps of the output chunk.
+    longest
+        The most steps of a patch, which decides how many patches there are.
+    """
+    return math.ceil(output_length / math.ceil(output_length / longest))
 
 
 def automatic_num_updates(num_windows: int, input_noise: float) -> int:

@@ -98,30 +98,31 @@ def test_weights_of_another_length_are_refused(tiny, tmp_path):
     tiny(patch_length=3).load_weights(str(tmp_path / "model.pt"))
 
 
-def test_models_of_earlier_versions_keep_a_state_at_each_step(tiny):
-    """They cut windows of more than 48 steps, and saved no choice."""
-    chunks = {"input_chunk_length": 24, "output_chunk_length": 12}
-    model = tiny(patch_length=1, n_epochs=1, **chunks).fit(noisy_sine())
+@pytest.mark.parametrize("length, chosen, now", [(24, 1, 2), (48, 4, 3)])
+def test_models_of_earlier_versions_keep_their_choice(tiny, length, chosen, now):
+    """They cut windows of more than 48 steps into about twelve, and did not save it."""
+    chunks = {"input_chunk_length": length, "output_chunk_length": 12}
+    model = tiny(patch_length=chosen, n_epochs=1, **chunks).fit(noisy_sine())
     earlier = model.__getstate__()
     del earlier["_patch_length"]
     earlier["_model_params"] = earlier["_model_params"] | {"patch_length": None}
     loaded = DDSSMModel.__new__(DDSSMModel)
     loaded.__setstate__(earlier)
-    assert loaded.model.patch_length == 1
+    assert loaded.model.patch_length == chosen
     assert same(*(m.predict(4, noisy_sine(), random_state=1) for m in (model, loaded)))
     # one that is made anew makes its own choice
-    assert tiny(n_epochs=1, **chunks).fit(noisy_sine()).model.patch_length == 3
+    assert tiny(n_epochs=1, **chunks).fit(noisy_sine()).model.patch_length == now
 
 
 def test_the_length_of_a_long_window_is_said_once(tiny, caplog):
     say_once.cache_clear()
     for _ in range(2):
         model = tiny(input_chunk_length=48, output_chunk_length=12, n_epochs=1)
-        assert model.fit(noisy_sine()).model.patch_length == 4
+        assert model.fit(noisy_sine()).model.patch_length == 3
     said = [r for r in caplog.records if "cuts a window of 60 steps" in r.message]
     # at a level that a plain script shows
     assert [record.levelname for record in said] == ["WARNING"]
-    assert "patches of 4 steps" in said[0].message and "`patch_length`" in said[0].message
+    assert "patches of 3 steps" in said[0].message and "`patch_length`" in said[0].message
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
