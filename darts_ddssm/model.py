@@ -213,7 +213,8 @@ class DDSSMModel(LatentMethods):
             ``transition_order`` and :meth:`infer_latents` then count patches in place of
             time steps. With ``1`` each step has a state, as the study of the dynamics
             themselves wants. ``None`` means ``1`` for windows of fewer than 36 steps, and
-            about 24 patches for longer ones, none of them longer than the output chunk.
+            about 24 patches for longer ones, of three steps at least, but none longer than
+            the output chunk.
         likelihood
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`

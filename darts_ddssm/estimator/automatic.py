@@ -9,8 +9,9 @@ from darts.logging import get_logger
 
 logger = get_logger(__name__)
 
-# A window has at most about NUM_PATCHES states, but a short one has a state at each step.
-NUM_PATCHES, MIN_PATCHED_STEPS = 24, 36
+# A window has about NUM_PATCHES states, or fewer where patches would be shorter than
+# MIN_PATCH_LENGTH, and one of fewer than MIN_PATCHED_STEPS has a state at each step.
+NUM_PATCHES, MIN_PATCH_LENGTH, MIN_PATCHED_STEPS = 24, 3, 36
 
 # Updates of a training whose length is left open: the fewest, up to so many windows, and
 # the most. In between their number rises with the square root of the windows.
@@ -44,7 +45,8 @@ def automatic_patch_length(window_length: int, output_length: int) -> int:
     """
     if window_length < MIN_PATCHED_STEPS:
         return 1
-    return even_patch_length(output_length, math.ceil(window_length / NUM_PATCHES))
+    longest = max(math.ceil(window_length / NUM_PATCHES), MIN_PATCH_LENGTH)
+    return even_patch_length(output_length, longest)
 
 
 def even_patch_length(output_length: int, longest: int) -> int:

@@ -98,7 +98,7 @@ def test_weights_of_another_length_are_refused(tiny, tmp_path):
     tiny(patch_length=3).load_weights(str(tmp_path / "model.pt"))
 
 
-@pytest.mark.parametrize("length, chosen, now", [(24, 1, 2), (48, 4, 3)])
+@pytest.mark.parametrize("length, chosen, now", [(24, 1, 3), (48, 4, 3)])
 def test_models_of_earlier_versions_keep_their_choice(tiny, length, chosen, now):
     """They cut windows of more than 48 steps into about twelve, and did not save it."""
     chunks = {"input_chunk_length": length, "output_chunk_length": 12}
