@@ -90,15 +90,14 @@ class Encoded(NamedTuple):
         The data as the state-space model sees them, in M patches.
     projection
         Output of the encoder, (M, B, 2 * H).
-    complete
-        Whether something is observed in every patch of each series, (B,), on the CPU, if
-        that is known.
+    share_observed
+        Share of the steps of each patch at which something is observed, (B, M), on the CPU.
     """
 
     normalised: NormalisedWindow
     patches: Window
     projection: Tensor
-    complete: Tensor | None
+    share_observed: Tensor
 
     @property
     def scale(self) -> Scale:
@@ -241,7 +240,7 @@ class SeriesModel:
         if torch.is_grad_enabled():
             flags = normalised.window.observed.cpu() if observed is None else observed
             if not flags[num_encoder_rows:].all():
-                share_observed = self._share_observed(flags)
+                share_observed = share_of_patches(self.training_patches, flags)
         raw, kl = self.ssm.elbo_terms(
             *posterior,
             num_encoder_rows,
@@ -251,7 +250,8 @@ class SeriesModel:
         )
         if share_observed is not None:
             # masked values are missing, too
-            kl = kl * weights_of_kl(self._share_observed(normalised.window.observed))
+            masked = normalised.window.observed
+            kl = kl * weights_of_kl(share_of_patches(self.training_patches, masked))
         raw = self.training_patches.unfold(raw)
         window, scale, x = normalised
         weight = window.weight * window.observed
@@ -268,13 +268,6 @@ class SeriesModel:
         kl = kl * window.weight.amax((1, 2)).unsqueeze(-1)
         return nll + kl_weight * kl.sum() / x.numel()
 
-    def _share_observed(self, observed: Tensor) -> Tensor:
-        """Share of the values of each patch that are observed, (B, M)."""
-        fold = self.training_patches.fold
-        # a patch may reach beyond the window
-        inside = fold(torch.ones_like(observed[:1])).sum(-1)
-        return fold(observed).sum(-1) / inside
-
     # --- forecasts --------------------------------------------------------------------
 
     def encode(self, window: Window, observed: Tensor | None = None) -> Encoded:
@@ -290,8 +283,9 @@ class SeriesModel:
         """
         normalised, cut = self.normalise(window), self.patches(window.x.shape[1])
         patches = cut.fold_window(normalised.window)
-        complete = None if observed is None else cut.fold(observed).any(-1).all(-1)
-        return Encoded(normalised, patches, self.ssm.encode(patches), complete)
+        seen = (window.observed.cpu() if observed is None else observed).any(-1, True)
+        share = share_of_patches(cut, seen.to(window.x.dtype))
+        return Encoded(normalised, patches, self.ssm.encode(patches), share)
 
     def sample_states(
         self,
@@ -318,7 +312,7 @@ class SeriesModel:
         States
             Paths of M states, of S * B rows, sample by sample.
         """
-        how = num_samples, num_solver_steps, filtering, encoded.complete
+        how = num_samples, num_solver_steps, filtering, encoded.share_observed
         return self.ssm.sample_states(
             encoded.projection, encoded.patches, self._of_emission(encoded, log_prob), *how
         )
@@ -409,7 +403,7 @@ class SeriesModel:
         """
         num_series = len(encoded.patches.x)
         size = max_paths // num_series
-        complete = encoded.complete is not None and bool(encoded.complete.all())
+        complete = bool((encoded.share_observed == 1).all())
         # many paths are sent through a gap, however few are asked for
         num_drawn = size if complete else max(size, FILTERED_SAMPLES)
         for number in group_sizes(num_samples, num_drawn):
@@ -563,6 +557,15 @@ class SeriesModel:
         how = n, num_solver_steps, patches.x.shape[1], True
         raw = self._decode_ahead(history, horizon, *how)[0]
         return encoded.scale.parameters_to_data(raw) if self.family.location_scale else raw
+
+
+def share_of_patches(cut: Patches, observed: Tensor) -> Tensor:
+    """Share of the flags of each patch that are 1, (B, M), given those of (B, T, F).
+
+    A patch may reach beyond the window: what is outside does not count.
+    """
+    inside = cut.fold(torch.ones_like(observed[:1])).sum(-1)
+    return cut.fold(observed).sum(-1) / inside
 
 
 def group_sizes(total: int, size: int) -> Iterator[int]:

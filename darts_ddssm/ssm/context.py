@@ -82,8 +82,10 @@ class Context(nn.Module, ABC):
     """
 
     network: nn.Module
-    # whether it sees all past latents, however many
-    is_unbounded: bool
+    # The most latents of a history, if there is a bound, and of how many of its last ones a
+    # history is made anew that has as many.
+    reach: int | None = None
+    num_context: int
 
     def __init__(self, latent_dim: int, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -129,8 +131,6 @@ class MarkovContext(Context):
     order
         Number j of latents that are seen.
     """
-
-    is_unbounded = False
 
     def __init__(
         self, latent_dim: int, input_size: int, hidden_size: int, order: int
@@ -228,6 +228,9 @@ class LagKernel(nn.Module):
 class RecurrentContext(Context):
     """Context of a transition of unbounded order: a GRU over all past steps.
 
+    It was trained on paths of R latents. Along a longer one it therefore starts again, from
+    as many latents as a forecast does, whenever it has seen R.
+
     Parameters
     ----------
     latent_dim, input_size, hidden_size
@@ -235,14 +238,22 @@ class RecurrentContext(Context):
     reach
         Number R of past latents that are also seen directly, through a
         :class:`LagKernel`.
+    num_context
+        Number of the last latents that it starts again from, fewer than R.
     """
 
-    is_unbounded = True
+    reach: int
 
     def __init__(
-        self, latent_dim: int, input_size: int, hidden_size: int, reach: int
+        self,
+        latent_dim: int,
+        input_size: int,
+        hidden_size: int,
+        reach: int,
+        num_context: int,
     ) -> None:
         super().__init__(latent_dim, input_size, hidden_size)
+        self.reach, self.num_context = reach, num_context
         num_sums = max(hidden_size // 4, 1)
         self.gru = nn.GRU(latent_dim + input_size, hidden_size, batch_first=True)
         self.kernel = LagKernel(latent_dim, reach, num_sums)
@@ -251,6 +262,17 @@ class RecurrentContext(Context):
         self.network = MLP(size, hidden_size, hidden_size)
 
     def features(self, z: Tensor, u: Tensor) -> Tensor:
+        if z.shape[1] <= self.reach:
+            return self._features(z, u)
+        parts = [self._features(z[:, : self.reach], u[:, : self.reach])]
+        num_steps = self.reach - self.num_context
+        for start in range(self.reach, z.shape[1], num_steps):
+            steps = slice(start - self.num_context, start + num_steps)
+            parts.append(self._features(z[:, steps], u[:, steps])[:, self.num_context :])
+        return torch.cat(parts, dim=1)
+
+    def _features(self, z: Tensor, u: Tensor) -> Tensor:
+        """As :meth:`features`, of a path of R steps at most."""
         memory = shift_right(self.gru(torch.cat([z, u], dim=-1))[0])
         parts = [memory, self.kernel(z), shift_right(z), started_along(z), u]
         return torch.cat(parts, dim=-1)
@@ -264,6 +286,8 @@ class RecurrentContext(Context):
         )
 
     def from_path(self, z: Tensor, u: Tensor) -> History:
+        if z.shape[1] >= self.reach:
+            z, u = z[:, -self.num_context :], u[:, -self.num_context :]
         steps = torch.cat([z, u], dim=-1)
         rows = GRU_ROWS if steps.device.type == "cpu" else len(steps)
         # (1, N, H) -> (N, H)

@@ -151,11 +151,15 @@ class Encoder(nn.Module):
         Dimension D of the latent.
     hidden_size
         Width H of the GRU and of g.
+    reach
+        Number R of steps of a training window, at least 2.
     """
 
-    def __init__(self, input_size: int, latent_dim: int, hidden_size: int) -> None:
+    def __init__(
+        self, input_size: int, latent_dim: int, hidden_size: int, reach: int
+    ) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim, self.reach = latent_dim, reach
         self.gru = nn.GRU(input_size, hidden_size, bidirectional=True)
         # of h_t and, past the GRU and its saturation, of the data at t
         size = 2 * hidden_size + input_size
@@ -185,8 +189,28 @@ class Encoder(nn.Module):
         # (B, T, F) -> (T, B, F)
         features = features.transpose(0, 1)
         # (T, B, F) -> (T, B, 2 * H) -> (T, B, 2 * H + F)
-        h = torch.cat([self.gru(features)[0], features], dim=-1)
+        h = torch.cat([self._look_around(features), features], dim=-1)
         return torch.cat([self.project_first(h[:1]), self.project(h[1:])])
+
+    def _look_around(self, features: Tensor) -> Tensor:
+        """Run the GRU in both directions: (T, B, F) -> (T, B, 2 * H).
+
+        It was trained on R steps. Of more it sees windows of as many, which overlap by
+        half, each step in that whose middle is nearest.
+        """
+        num_steps, reach = len(features), self.reach
+        if num_steps <= reach:
+            return self.gru(features)[0]
+        last, half = num_steps - reach, reach // 2
+        starts = [min(start, last) for start in range(0, last + half, half)]
+        # (R, K * B, F) -> (R, K * B, 2 * H) -> (R, K, B, 2 * H)
+        windows = torch.cat([features[start : start + reach] for start in starts], dim=1)
+        h = self.gru(windows)[0].unflatten(1, (len(starts), -1))
+        steps = torch.arange(num_steps, device=h.device)
+        first = torch.tensor(starts, device=h.device)
+        middle = first + (reach - 1) / 2
+        nearest = (steps.unsqueeze(-1) - middle).abs().argmin(1)
+        return h[steps - first[nearest], nearest]
 
     def sample_path(
         self, projection: Tensor, floor: Tensor, num_samples: int = 1

@@ -6,16 +6,17 @@ complete the exact one nearly is. In a gap several ways may be open, and which o
 leads to the next observation shows only there. Paths are therefore drawn in two ways
 [1]_:
 
-- where something is observed, from the encoder;
-- in a gap, and at the first few observations after it, from the transition. At each of
-  these a path has the weight :math:`p_\theta(x_t | z_t, u_t)`, by which whole histories are
-  resampled.
+- where all of a step is observed, from the encoder;
+- in a gap, and at the first few observations after it, from the transition. Where
+  something is observed, a path has the weight :math:`p_\theta(x_t | z_t, u_t)`, by which
+  whole histories are resampled. A step of which a part is observed, as of a patch that a
+  gap begins or ends in, belongs to the gap.
 
 The encoder would meet an observation from anywhere. But of a state that was no guess of
 its own it knows little, and the density of its draws under the transition would have to be
 found along the flow.
 
-Where hardly a path meets the observation, more are sent through the gap. A gap may be too
+Where few paths meet the observation, more are sent through that gap. A gap may be too
 long, or an observation too precise, for any number of them. Some paths therefore are led
 by the encoder, which knows what is observed later. They are kept where the others miss.
 
@@ -34,17 +35,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from darts_ddssm.ssm.context import History
+from darts_ddssm.ssm.context import Context, History
 from darts_ddssm.ssm.encoder import Encoder
 from darts_ddssm.ssm.transition import Transition
 from darts_ddssm.ssm.window import Window
 
-# Paths that are sent through the gaps of a series: more, while fewer than so many of them
-# meet the observation after one. Paths count by their effective number.
-GAP_PATHS, ENOUGH_PATHS = (128, 512, 2048), 12.0
+# Paths that are sent through a gap: more, while fewer than so many of them meet the
+# observation after it. Paths count by their effective number.
+GAP_PATHS, ENOUGH_PATHS = (128, 512, 2048), 40.0
 
 # The most steps of all paths of a series through its gaps, beyond which no more are sent.
-MAX_GAP_STEPS = 2**16
+MAX_GAP_STEPS = 2**17
 
 # Observations after a gap that paths have to meet: two ways may part little at the first.
 NUM_MEETINGS = 3
@@ -107,7 +108,7 @@ def sample_states(
     encoder: Encoder,
     projection: Tensor,
     window: Window,
-    complete: Tensor,
+    share_observed: Tensor,
     log_emission: OfEmission,
     num_samples: int,
     num_solver_steps: int,
@@ -123,9 +124,9 @@ def sample_states(
         Output of the encoder, (T, B, 2 * H).
     window
         The data, B series.
-    complete
-        Whether something is observed at every step of each series, (B,), on the CPU. The
-        paths of these are the encoder's.
+    share_observed
+        Share of each step that is observed, (B, T), on the CPU. Where it is all of every
+        step, the paths are the encoder's.
     log_emission
         Log-density of what is observed.
     num_samples
@@ -143,7 +144,7 @@ def sample_states(
         Paths of S * B rows, sample by sample.
     """
     num_steps, num_series, _ = projection.shape
-    num_met = projection.new_full((num_series,), torch.inf)
+    num_met = projection.new_full((num_series, num_steps), torch.inf)
 
     def of_encoder(projection: Tensor) -> Tensor:
         floor = transition.min_std(num_steps)
@@ -152,8 +153,10 @@ def sample_states(
     def with_history(path: Tensor) -> States:
         # (B, T, U) -> (S * B, T, U)
         inputs = window.transition_inputs.repeat(num_samples, 1, 1)
-        return States(path, transition.context.from_path(path, inputs), num_met)
+        history = transition.context.from_path(path, inputs)
+        return States(path, history, num_met.amin(1))
 
+    complete = (share_observed == 1).all(1)
     if complete.all():
         return with_history(of_encoder(projection))
     # of each path, the number of its series
@@ -164,11 +167,12 @@ def sample_states(
         owners.append(rows.repeat(num_samples))
         paths.append(of_encoder(projection[:, rows]))
     series = (~complete).nonzero().squeeze(-1).to(projection.device)
-    gap_paths = GAP_PATHS[:1] if filtering else GAP_PATHS
-    for num_paths, more_paths in zip(gap_paths, (*gap_paths[1:], None), strict=True):
+    gaps = Gaps.of(window, share_observed.to(projection.device))
+    num_paths = torch.full_like(gaps.number, GAP_PATHS[0])
+    for more_paths in (None,) if filtering else (*GAP_PATHS[1:], None):
         missed = []
-        size = max(MAX_STATES // (max(num_paths, num_samples) * num_steps), 1)
-        for rows in series.split(size):
+        most = max(int(num_paths[series].max()), num_samples)
+        for rows in series.split(max(MAX_STATES // (most * num_steps), 1)):
 
             def of_rows(z: Tensor, local: Tensor, t: int, rows: Tensor = rows) -> Tensor:
                 return log_emission(z, rows[local], t)
@@ -178,23 +182,26 @@ def sample_states(
                 encoder,
                 projection[:, rows],
                 Window(*(x[rows] for x in window)),
+                gaps.rows(rows),
                 of_rows,
                 num_samples,
                 num_solver_steps,
-                num_paths,
+                num_paths[rows],
                 filtering,
             )
             particles.run()
             num_met[rows] = particles.num_met
-            enough = particles.num_met >= ENOUGH_PATHS
-            if more_paths is None:
-                enough = torch.ones_like(enough)
-            else:
-                enough |= more_paths * particles.inside.sum(1) > MAX_GAP_STEPS
-            kept = enough[particles.owner]
+            again = torch.zeros_like(rows, dtype=torch.bool)
+            if more_paths is not None:
+                narrow = gaps.rows(rows).anywhere(particles.num_met < ENOUGH_PATHS)
+                more = torch.where(narrow, more_paths, num_paths[rows])
+                affordable = (more * gaps.inside[rows]).sum(1) <= MAX_GAP_STEPS
+                again = narrow.any(1) & affordable
+                num_paths[rows] = more
+            kept = ~again[particles.owner]
             owners.append(rows[particles.owner[kept]])
-            paths.append(particles.path[kept])
-            missed.append(rows[~enough])
+            paths.append(particles.paths.states[kept])
+            missed.append(rows[again])
         series = torch.cat(missed)
         if len(series) == 0:
             break
@@ -202,6 +209,42 @@ def sample_states(
     places = torch.cat(owners).argsort(stable=True)
     places = places.unflatten(0, (-1, num_samples)).T.flatten()
     return with_history(torch.cat(paths)[places])
+
+
+class Gaps(NamedTuple):
+    """The gaps of some series.
+
+    Attributes
+    ----------
+    inside
+        Whether a step is in a gap that ends, (B, T): nothing or only a part of it is
+        observed. The first step is, if nothing is.
+    number
+        Number of the gap that a step is in or after, 0 before the first one, (B, T).
+    """
+
+    inside: Tensor
+    number: Tensor
+
+    @classmethod
+    def of(cls, window: Window, share_observed: Tensor) -> "Gaps":
+        """Find the gaps of a window, given the share of each step that is observed."""
+        inside = (share_observed < 1) & window.until_last_observation
+        inside[:, 0] &= share_observed[:, 0] == 0
+        before = torch.nn.functional.pad(inside, (1, 0))[:, :-1]
+        return cls(inside, (inside & ~before).cumsum(1))
+
+    def rows(self, rows: Tensor) -> "Gaps":
+        """Return the gaps of some of the series."""
+        return Gaps(self.inside[rows], self.number[rows])
+
+    def anywhere(self, steps: Tensor) -> Tensor:
+        """Mark all steps of gaps in or after which one is marked: (B, T) -> (B, T)."""
+        # a number for each gap of all series
+        num_series, num_steps = self.number.shape
+        marked = steps.new_zeros(num_series, num_steps + 1)
+        marked = marked.scatter_reduce(1, self.number, steps, "amax")
+        return marked.gather(1, self.number)
 
 
 def resample(log_weights: Tensor, owner: Tensor, num_samples: int) -> Tensor:
@@ -301,14 +344,14 @@ def predictive(
     num_series, num_steps, _ = window.x.shape
     owner = torch.arange(num_series, device=window.x.device)
     owner = owner.repeat_interleave(num_samples)
-    history = transition.context.init(len(owner), window.x)
+    paths = Paths(transition.context, window.transition_inputs, owner, window.x)
     log_weights = window.x.new_zeros(len(owner))
     floor, seen = transition.min_std(num_steps), window.observed.any(-1)
-    inputs, log_densities = window.transition_inputs, []
+    log_densities = []
     transforms = [window.x.new_zeros(num_series, 0)] * num_steps
     for t in range(num_steps):
         past = Window(*(x[:, max(t + 1 - num_context, 0) : t + 1] for x in window))
-        u = inputs[owner, t]
+        history, u = paths.history, paths.inputs
         projection = encode(past)[-1]
         mean, std = encoder.moments(history.previous, projection[owner], floor[t])
         # the weights below are of the density itself
@@ -334,16 +377,86 @@ def predictive(
         log_weights = log_weights + added
         after = log_weights.unflatten(0, (num_series, -1)).logsumexp(1)
         log_densities.append(after - before)
-        history = transition.context.update(history, z, u)
+        paths.add(z)
         few = effective_number(log_weights, owner, num_series) < num_samples / 2
         if few.any():
             drawn = resample(log_weights, owner, num_samples)
             places = torch.arange(len(owner), device=owner.device)
-            places = torch.where(few[owner], drawn, places)
-            history = History(*(x[places] for x in history))
+            paths.keep(torch.where(few[owner], drawn, places))
             log_weights = torch.where(few[owner], 0.0, log_weights)
     log_density = torch.stack(log_densities, 1).to(window.x.dtype)
     return Predictive(log_density, torch.stack(transforms, 1))
+
+
+class Paths:
+    """Paths of the states as they grow, and what the transition needs of them.
+
+    Parameters
+    ----------
+    context
+        The context network of the transition.
+    inputs
+        Inputs of the transition, (B, T, U).
+    owner
+        Number of the series of each path, in rising order, (N,).
+    like
+        A tensor of the type of the states.
+    """
+
+    def __init__(
+        self, context: Context, inputs: Tensor, owner: Tensor, like: Tensor
+    ) -> None:
+        self.context, self.all_inputs, self.owner = context, inputs, owner
+        # the states, (N, T, D), and the number of steps so far
+        self.states = like.new_zeros(len(owner), inputs.shape[1], context.latent_dim)
+        self.num_steps = 0
+        self._history: History | None = None
+        # number of states in the history
+        self._num_known = 0
+
+    @property
+    def inputs(self) -> Tensor:
+        """Inputs of the transition at the next step, (N, U)."""
+        return self.all_inputs[self.owner, self.num_steps]
+
+    @property
+    def history(self) -> History:
+        """Histories of all paths, made when they are first asked for."""
+        if self._history is None:
+            first = 0
+            if self.context.reach is not None and self.num_steps >= self.context.reach:
+                first = self.num_steps - self.context.num_context
+            self._num_known = self.num_steps - first
+            if self._num_known == 0:
+                self._history = self.context.init(len(self.owner), self.states)
+            else:
+                last = slice(first, self.num_steps)
+                inputs = self.all_inputs[self.owner, last]
+                self._history = self.context.from_path(self.states[:, last], inputs)
+        return self._history
+
+    @property
+    def previous(self) -> Tensor:
+        """The last state of each path, zero before the first, (N, D)."""
+        # the last one of all steps is zero while there is none
+        return self.states[:, self.num_steps - 1]
+
+    def add(self, z: Tensor) -> None:
+        """Go on by one step, to states (N, D)."""
+        if self._history is not None:
+            self._history = self.context.update(self._history, z, self.inputs)
+            self._num_known += 1
+            if self._num_known == self.context.reach:
+                # it is made anew, of fewer states
+                self._history = None
+        self.states[:, self.num_steps] = z
+        self.num_steps += 1
+
+    def keep(self, places: Tensor) -> None:
+        """Keep the paths at some places, as often as these are named."""
+        self.owner, self.states = self.owner[places], self.states[places]
+        if self._history is not None:
+            self._history = self._history.map(lambda x: x[places])
 
 
 class Particles:
@@ -355,8 +468,10 @@ class Particles:
         Parts of the state-space model.
     projection, window, log_emission, num_samples, num_solver_steps
         As for :func:`sample_states`.
+    gaps
+        The gaps of the series.
     num_paths
-        Number of paths of each series through a gap, at least.
+        Number of paths through each gap, at least, at each of its steps, (B, T).
     filtering
         Whether paths that are led by the encoder are so from the end of a gap on.
     """
@@ -367,33 +482,39 @@ class Particles:
         encoder: Encoder,
         projection: Tensor,
         window: Window,
+        gaps: Gaps,
         log_emission: OfEmission,
         num_samples: int,
         num_solver_steps: int,
-        num_paths: int,
+        num_paths: Tensor,
         filtering: bool = False,
     ) -> None:
         self.transition, self.encoder = transition, encoder
         self.projection, self.log_emission = projection, log_emission
-        self.inputs = window.transition_inputs
         self.num_samples, self.num_solver_steps = num_samples, num_solver_steps
         self.filtering = filtering
         # of each path so many follow the transition into a gap
         self.factor = -(-num_paths // num_samples)
         self.floor = transition.min_std(len(projection))
-        self.seen = window.observed.any(-1)
-        # in a gap that ends, and soon after its end
-        self.inside = ~self.seen & window.until_last_observation
-        self.meets = self._soon_after(1 if filtering else NUM_MEETINGS)
-        num_steps, num_series, _ = projection.shape
-        self.num_series = num_series
-        self.owner = torch.arange(num_series, device=projection.device)
-        self.owner = self.owner.repeat_interleave(num_samples)
-        self.history = transition.context.init(len(self.owner), projection)
-        self.path = projection.new_zeros(len(self.owner), num_steps, encoder.latent_dim)
+        self.inside, self.seen = gaps.inside, window.observed.any(-1)
+        # of which a part is observed, and soon after a gap
+        self.meets = self.seen & (
+            gaps.inside | self._soon_after(1 if filtering else NUM_MEETINGS)
+        )
+        self.num_series = projection.shape[1]
+        owner = torch.arange(self.num_series, device=projection.device)
+        owner = owner.repeat_interleave(num_samples)
+        inputs = window.transition_inputs
+        self.paths = Paths(transition.context, inputs, owner, projection)
         # paths that are led by the encoder through the present gap
-        self.guided = torch.zeros_like(self.owner, dtype=torch.bool)
-        self.num_met = projection.new_full((num_series,), torch.inf)
+        self.guided = torch.zeros_like(owner, dtype=torch.bool)
+        # effective number of the paths that meet the first observation after a gap
+        self.num_met = projection.new_full(self.seen.shape, torch.inf)
+
+    @property
+    def owner(self) -> Tensor:
+        """Number of the series of each path, in rising order, (N,)."""
+        return self.paths.owner
 
     def run(self) -> None:
         """Draw all steps."""
@@ -402,22 +523,22 @@ class Particles:
         for t, (inside, meets) in enumerate(steps):
             begins = (inside | meets) & ~before
             if begins.any():
-                self._branch(begins)
+                self._branch(t, begins)
             self._step(t, meets)
             if meets.any():
                 self._select(t, meets, before & meets)
-            before = inside
+            before = inside & ~meets
 
     def _soon_after(self, num_steps: int) -> Tensor:
-        """Whether a step is observed and so many steps after a gap at most, (B, T)."""
+        """Whether a step is at most so many steps after one in a gap, (B, T)."""
         later = torch.nn.functional.pad(self.inside, (num_steps, 0))
         # (B, T, R)
-        return self.seen & later.unfold(1, num_steps, 1)[:, : self.seen.shape[1]].any(-1)
+        return later.unfold(1, num_steps, 1)[:, : self.seen.shape[1]].any(-1)
 
-    def _branch(self, begins: Tensor) -> None:
+    def _branch(self, t: int, begins: Tensor) -> None:
         """Make more paths of the series (B,) that the transition is about to lead."""
         # the copies that follow the transition, and one that is led by the encoder
-        counts = torch.where(begins, self.factor + 1, 1)[self.owner]
+        counts = torch.where(begins, self.factor[:, t] + 1, 1)[self.owner]
         places = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         first = torch.nn.functional.pad(places[1:] != places[:-1], (1, 0), value=True)
         self._keep(places)
@@ -425,10 +546,9 @@ class Particles:
 
     def _step(self, t: int, meets: Tensor) -> None:
         """Draw a step of all paths, at which some series, (B,), meet an observation."""
-        owner, history = self.owner, self.history
-        u = self.inputs[owner, t]
+        owner = self.owner
         mean, std = self.encoder.moments(
-            history.previous, self.projection[t, owner], self.floor[t]
+            self.paths.previous, self.projection[t, owner], self.floor[t]
         )
         z = mean + std * torch.randn_like(mean)
         missing, guided = ~self.seen[owner, t], self.guided
@@ -437,11 +557,11 @@ class Particles:
             from_transition |= missing
         rows = from_transition.nonzero().squeeze(-1)
         if len(rows) > 0:
-            some = history.map(lambda x: x[rows])
-            drawn = self.transition.sample(some, u[rows], self.num_solver_steps)
+            history = self.paths.history.map(lambda x: x[rows])
+            u = self.paths.inputs[rows]
+            drawn = self.transition.sample(history, u, self.num_solver_steps)
             z[rows] = drawn.to(z.dtype)
-        self.path[:, t] = z
-        self.history = self.transition.context.update(history, z, u)
+        self.paths.add(z)
 
     def _select(self, t: int, meets: Tensor, ended: Tensor) -> None:
         """Resample the paths of the series that meet an observation, (B,).
@@ -451,10 +571,10 @@ class Particles:
         chosen = meets[self.owner]
         kept, rows = (~chosen).nonzero().squeeze(-1), chosen.nonzero().squeeze(-1)
         owner, guided = self.owner[rows], self.guided[rows]
-        log_weights = self.log_emission(self.path[rows, t], owner, t)
+        log_weights = self.log_emission(self.paths.states[rows, t], owner, t)
         log_weights = log_weights.masked_fill(guided, -torch.inf)
         number = effective_number(log_weights, owner, self.num_series).to(self.num_met)
-        self.num_met = torch.where(ended, self.num_met.minimum(number), self.num_met)
+        self.num_met[:, t] = torch.where(ended, number, torch.inf)
         of_encoder = torch.where(guided, 0.0, -torch.inf).to(log_weights)
         misses = (number < FEW_PATHS)[owner]
         log_weights = torch.where(misses, of_encoder, log_weights)
@@ -465,6 +585,5 @@ class Particles:
 
     def _keep(self, places: Tensor) -> None:
         """Keep the paths at some places, as often as these are named."""
-        self.owner, self.guided = self.owner[places], self.guided[places]
-        self.path = self.path[places]
-        self.history = self.history.map(lambda x: x[places])
+        self.paths.keep(places)
+        self.guided = self.guided[places]

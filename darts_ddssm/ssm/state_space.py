@@ -97,11 +97,13 @@ class StateSpaceModel(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         self.reach, self.num_context = reach, num_context
-        self.encoder = Encoder(2 * num_components + input_size, latent_dim, hidden_size)
+        self.encoder = Encoder(
+            2 * num_components + input_size, latent_dim, hidden_size, reach
+        )
         sizes = (latent_dim, input_size + past_size, hidden_size)
         context: Context
         if transition_order is None:
-            context = RecurrentContext(*sizes, reach)
+            context = RecurrentContext(*sizes, reach, num_context)
         else:
             context = MarkovContext(*sizes, transition_order)
         self.transition: Transition
@@ -213,7 +215,7 @@ class StateSpaceModel(nn.Module):
         num_samples: int,
         num_solver_steps: int,
         filtering: bool = False,
-        complete: Tensor | None = None,
+        share_observed: Tensor | None = None,
     ) -> States:
         """Draw paths of the states given a window, with what a forecast needs of them.
 
@@ -235,22 +237,25 @@ class StateSpaceModel(nn.Module):
             Number of network evaluations for each step of a diffusion transition.
         filtering
             Whether the last state is all that is asked for.
-        complete
-            Whether something is observed at every step of each series, (B,), on the CPU,
-            where a look at it waits for no device. ``None`` if it is not there.
+        share_observed
+            Share of each step that is observed, (B, T), on the CPU, where a look at it
+            waits for no device. A step of which some component is observed may count as a
+            whole one, and does so by default.
 
         Returns
         -------
         States
             Paths of S * B rows, sample by sample.
         """
+        if share_observed is None:
+            share_observed = window.observed.any(-1).to(window.x.dtype).cpu()
         return sample_states(
             self.transition,
             self.encoder,
             # 16 bits are too few for the recursion
             projection.to(self.encoder.weight_in.dtype),
             window,
-            window.complete.cpu() if complete is None else complete,
+            share_observed,
             log_emission,
             num_samples,
             num_solver_steps,
@@ -353,11 +358,11 @@ class StateSpaceModel(nn.Module):
         context = self.transition.context
         path: list[Tensor] = []
         for t, u_t in enumerate(inputs.unbind(1)):
-            is_full = context.is_unbounded and num_before >= self.reach
-            if is_full and t >= self.num_context:
-                last = slice(t - self.num_context, t)
+            is_full = context.reach is not None and num_before >= context.reach
+            if is_full and t >= context.num_context:
+                last = slice(t - context.num_context, t)
                 history = context.from_path(torch.stack(path[last], 1), inputs[:, last])
-                num_before = self.num_context
+                num_before = context.num_context
             z = self._next(history, u_t, num_solver_steps, mean)
             history = context.update(history, z, u_t)
             num_before += 1

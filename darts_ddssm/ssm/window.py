@@ -53,11 +53,6 @@ class Window(NamedTuple):
         return torch.cat([self.u, self.past], dim=-1)
 
     @property
-    def complete(self) -> Tensor:
-        """Whether something is observed at every step of each series, (B,)."""
-        return self.observed.any(-1).all(-1)
-
-    @property
     def until_last_observation(self) -> Tensor:
         """True where anything is observed at the step or later, (B, T)."""
         observed = self.observed.any(-1)

@@ -8,6 +8,7 @@ from darts.utils.likelihood_models.torch import GaussianLikelihood
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.estimator.automatic import say_once
+from darts_ddssm.ssm.state_space import StateSpaceModel
 from tests.helpers import agree, covariate, noisy_sine, same, tiny_model, with_gaps
 
 # 12 and 6 steps: whole patches, and patches that reach beyond both chunks
@@ -134,6 +135,28 @@ def test_the_length_must_be_a_positive_integer(tiny, value):
 def test_the_length_must_not_exceed_the_input_chunk(tiny):
     with pytest.raises(ValueError, match="`patch_length` must be at most .* 12, got 13"):
         tiny(patch_length=13)
+
+
+@pytest.mark.parametrize("length, shares", [(3, [1, 1, 2 / 3, 1]), (5, [1, 0.8, 1])])
+def test_a_value_that_is_missing_makes_a_part_of_its_patch_a_guess(
+    tiny, monkeypatch, length, shares
+):
+    """What lies outside the context, in its first patch, does not count."""
+    given = []
+
+    def spy(ssm, projection, window, log_emission, *how):
+        given.append(how[-1])
+        return sample_states(ssm, projection, window, log_emission, *how)
+
+    sample_states = StateSpaceModel.sample_states
+    monkeypatch.setattr(StateSpaceModel, "sample_states", spy)
+    model = tiny(patch_length=length).fit(noisy_sine(num_components=2))
+    values = noisy_sine(num_components=2).values(copy=True)
+    values[-6] = np.nan
+    # of a step of which a component is there nothing has to be guessed
+    values[-1, 0] = np.nan
+    model.predict(2, noisy_sine(num_components=2).with_values(values), num_samples=2)
+    torch.testing.assert_close(given[0], torch.tensor([shares]))
 
 
 # --- the latent side ------------------------------------------------------------------

@@ -14,7 +14,10 @@ def context_of(order: int | None, input_size: int = 1) -> Context:
     torch.manual_seed(0)
     sizes = (LATENT_DIM, input_size, HIDDEN_SIZE)
     if order is None:
-        return randomised(RecurrentContext(*sizes, reach=5))
+        context = randomised(RecurrentContext(*sizes, reach=5, num_context=3))
+        # the kernel forgets, but no history starts again
+        context.reach = 100
+        return context
     return randomised(MarkovContext(*sizes, order=order))
 
 
@@ -61,6 +64,24 @@ def test_step_by_step_after_a_path_goes_on_with_it(order, known):
         torch.testing.assert_close(history.previous, z[:, known + len(steps) - 2])
         history = context.update(history, z_t, u_t)
     torch.testing.assert_close(torch.stack(steps, dim=1), context(z, u)[:, known:])
+
+
+def test_a_long_path_starts_again_from_its_last_latents():
+    """The context was trained on five latents, and forecasts start from three."""
+    context, (z, u) = context_of(None), path()
+    context.reach = 5
+    found = context(z, u)
+    torch.testing.assert_close(found[:, :5], context(z[:, :5], u[:, :5]))
+    for t in range(5, NUM_STEPS):
+        # from the fifth and from the seventh step on
+        first = 2 if t < 7 else 4
+        history = context.from_path(z[:, first : first + 3], u[:, first : first + 3])
+        for i in range(first + 3, t):
+            history = context.update(history, z[:, i], u[:, i])
+        torch.testing.assert_close(found[:, t], context.output(history, u[:, t]))
+    torch.testing.assert_close(
+        context.from_path(z, u), context.from_path(z[:, -3:], u[:, -3:])
+    )
 
 
 def test_rows_are_each_by_themselves(monkeypatch):

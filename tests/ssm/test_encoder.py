@@ -8,12 +8,14 @@ from darts_ddssm.ssm.encoder import Encoder, _PosteriorPath
 from tests.helpers import float64, randomised
 
 NUM_SERIES, NUM_STEPS, NUM_FEATURES, LATENT_DIM = 3, 7, 4, 2
+# steps of a training window, as many as any test has but one
+REACH = 150
 FLOOR = torch.linspace(0.01, 0.3, NUM_STEPS, dtype=torch.float64)
 
 
 def random_encoder(std: float = 0.3) -> Encoder:
     torch.manual_seed(0)
-    return randomised(Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=5), std)
+    return randomised(Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=5, reach=REACH), std)
 
 
 def features(num_series: int = NUM_SERIES, num_steps: int = NUM_STEPS) -> Tensor:
@@ -124,13 +126,36 @@ def test_series_of_a_batch_are_apart():
     torch.testing.assert_close(encoder(x), alone)
 
 
+# --- long series ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_steps", [6, 7, 8, 9, 23])
+def test_along_a_long_series_it_sees_windows_of_its_training(num_steps):
+    """Each step in the window whose middle is nearest, and the first as the first."""
+    encoder, reach = random_encoder(), 6
+    encoder.reach = reach
+    x = features(num_steps=num_steps)
+    found = encoder(x)
+    assert found.shape == (num_steps, NUM_SERIES, 10)
+    starts = range(num_steps - reach + 1)
+    windows = torch.stack([encoder(x[:, i : i + reach]) for i in starts])
+    # but for the first of a window, which is the first of a series to it
+    for t in range(1, num_steps):
+        same = [i for i in starts if i < t < i + reach]
+        same = [i for i in same if torch.allclose(windows[i, t - i], found[t])]
+        # overlapping by half, a window's middle is never further than a quarter away
+        at_an_end = t < reach / 2 or t >= num_steps - reach / 2
+        assert any(at_an_end or abs(t - i - 2.5) <= reach / 4 for i in same)
+    torch.testing.assert_close(found[0], windows[0, 0])
+
+
 # --- how an untrained encoder starts out ----------------------------------------------
 
 
 def test_untrained_path_does_not_explode():
     """Its variance after 150 steps is about the sum of the variances of the steps."""
     torch.manual_seed(0)
-    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32).double()
+    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32, reach=REACH).double()
     floor = torch.full((150,), 0.01).double()
     z, _, std = encoder.sample_path(encoder(features(1000, 150)), floor)
     ratio = z[:, -1].square().mean() / std.square().sum(1).mean()
@@ -140,7 +165,7 @@ def test_untrained_path_does_not_explode():
 def test_untrained_steps_keep_what_came_before():
     """The Jacobian of z_150 in z_1 is about the identity."""
     torch.manual_seed(0)
-    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32).double()
+    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32, reach=REACH).double()
     projection = encoder(features(1, 150))
     noise = torch.randn(150, 1, LATENT_DIM).double()
 

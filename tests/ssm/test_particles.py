@@ -9,16 +9,18 @@ from torch import Tensor
 
 from darts_ddssm.datasets import BimodalRandomWalk
 from darts_ddssm.ssm import particles
-from darts_ddssm.ssm.context import History, MarkovContext
+from darts_ddssm.ssm.context import History, MarkovContext, RecurrentContext
 from darts_ddssm.ssm.encoder import PosteriorPath
 from darts_ddssm.ssm.particles import (
+    Gaps,
     Particles,
+    Paths,
     effective_number,
     resample,
     sample_states,
 )
 from darts_ddssm.ssm.window import Window
-from tests.helpers import NUM_ERRORS, assert_same_mean
+from tests.helpers import NUM_ERRORS, assert_same_mean, randomised
 
 # without decay, all orders of the same jumps lead to the same place
 WALK = BimodalRandomWalk(decay=1.0, noise=0.1, probability=0.7)
@@ -79,7 +81,8 @@ def arguments(series: np.ndarray, num_samples: int) -> tuple:
         density = torch.distributions.Normal(z, WALK.noise)
         return density.log_prob(window.x[series, t]).squeeze(-1)
 
-    parts = ExactTransition(), ExactEncoder(), projection, window, window.complete
+    share_observed = window.observed.squeeze(-1)
+    parts = ExactTransition(), ExactEncoder(), projection, window, share_observed
     return *parts, log_emission, num_samples, 5
 
 
@@ -214,12 +217,106 @@ def test_paths_that_meet_the_observation_are_counted():
     """Those that go up as often as they must in five jumps, by how near they come."""
     torch.manual_seed(0)
     x = walk(10, 0, slice(3, 7))
-    *parts, _, log_emission, num_samples, num_steps = arguments(x[None], NUM_SAMPLES)
-    found = Particles(*parts, log_emission, num_samples, num_steps, num_paths=1600)
+    *parts, share_observed, log_emission, _, _ = arguments(x[None], NUM_SAMPLES)
+    gaps = Gaps.of(parts[-1], share_observed)
+    num_paths = torch.full_like(gaps.number, 1600)
+    found = Particles(*parts, gaps, log_emission, NUM_SAMPLES, 5, num_paths)
     found.run()
     up = round((x[7] - x[2]) / WALK.step / 2 + 2.5)
     share = math.comb(5, up) * 0.7**up * 0.3 ** (5 - up)
-    assert 0.15 * share < found.num_met / 1600 < 1.2 * share
+    assert 0.15 * share < found.num_met[0, 7] / 1600 < 1.2 * share
+    assert found.num_met[0, :7].isinf().all()
+
+
+def test_a_step_that_is_observed_in_part_is_not_left_to_the_encoder():
+    """Whose guess of it is wrong here: the walk never stays where it was."""
+    torch.manual_seed(0)
+    x = walk(8, 0, slice(3, 3))
+    transition, encoder, projection, window, share, *rest = arguments(x[None], NUM_SAMPLES)
+    guess = projection.clone()
+    guess[4, 0, 0] = x[3]
+    for known, expected in ((1.0, x[3]), (0.5, x[4])):
+        share[0, 4] = known
+        states = sample_states(transition, encoder, guess, window, share, *rest)
+        assert (states.path[:, 4, 0] - expected).abs().max() < 6 * SPREAD
+    # and so is the first step, which the transition hardly knows
+    share[0], guess[0, 0, 0] = 1.0, x[0] + 1
+    share[0, 0] = 0.5
+    states = sample_states(transition, encoder, guess, window, share, *rest)
+    assert (states.path[:, 0, 0] - x[0] - 1).abs().max() < 6 * SPREAD
+
+
+def test_gaps_and_their_numbers():
+    observed = torch.tensor([[0, 0, 1, 0.5, 0, 1, 1, 0], [1, 1, 1, 1, 0, 1, 0.5, 1]])
+    x = observed.unsqueeze(-1)
+    window = Window(x, x, x[..., :0], x[..., :0], torch.ones_like(x))
+    gaps = Gaps.of(window, observed)
+    # what follows the last observation is no gap
+    assert gaps.inside.int().tolist() == [
+        [1, 1, 0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 1, 0],
+    ]
+    assert gaps.number.tolist() == [[1, 1, 1, 2, 2, 2, 2, 2], [0, 0, 0, 0, 1, 1, 2, 2]]
+    missed = torch.zeros(2, 8, dtype=torch.bool)
+    missed[0, 5] = missed[1, 7] = True
+    assert gaps.anywhere(missed).int().tolist() == [
+        [0, 0, 0, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_more_paths_are_sent_through_the_gap_that_was_missed_alone(monkeypatch):
+    """The second one, of five steps that all go down, by a walk that mostly goes up."""
+    torch.manual_seed(0)
+    x = WALK.step * np.cumsum([0, *[1] * 5, *[-1] * 6, 1, 1.0])
+    x[2] = np.nan
+    x[6:11] = np.nan
+    given = []
+
+    class Spy(Particles):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            given.append((self.factor * NUM_SAMPLES)[0].tolist())
+
+    monkeypatch.setattr(particles, "Particles", Spy)
+    sample_states(*arguments(x[None], NUM_SAMPLES))
+    assert len(given) == 3
+    assert all(numbers[2] == 200 for numbers in given)
+    assert [numbers[8] for numbers in given] == [200, 600, 2100]
+
+
+@pytest.mark.parametrize("order", [1, None])
+def test_paths_know_what_the_transition_needs(order):
+    """Along more steps than its context network was trained on, and after a choice."""
+    torch.manual_seed(0)
+    sizes = {"latent_dim": 2, "input_size": 1, "hidden_size": 4}
+    if order is None:
+        context = randomised(RecurrentContext(**sizes, reach=5, num_context=3))
+    else:
+        context = randomised(MarkovContext(**sizes, order=order))
+    inputs = torch.randn(2, 12, 1).double()
+    owner = torch.tensor([0, 0, 1])
+    for first in (0, 4, 9):
+        paths = Paths(context, inputs, owner, inputs)
+        assert not paths.previous.any()
+        for t in range(12):
+            if t >= first:
+                found = context.output(paths.history, paths.inputs)
+                z = paths.states[:, : t + 1]
+                if first == 0:
+                    whole = context(z, inputs[paths.owner, : t + 1])[:, t]
+                    torch.testing.assert_close(found, whole)
+            paths.add(torch.randn(3, 2).double())
+            torch.testing.assert_close(paths.previous, paths.states[:, t])
+            if t % 3 == 1:
+                paths.keep(torch.tensor([1, 1, 2]))
+        # a history that is asked for late is that of the last latents
+        late = Paths(context, inputs, paths.owner, inputs)
+        for z in paths.states[:, :9].unbind(1):
+            late.add(z)
+        last = slice(6, 9) if order is None else slice(0, 9)
+        expected = context.from_path(paths.states[:, last], inputs[paths.owner, last])
+        torch.testing.assert_close(late.history, expected)
 
 
 # --- weights --------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def transition_of(
     """Without inputs."""
     torch.manual_seed(0)
     if order is None:
-        context = RecurrentContext(latent_dim, 0, hidden_size, reach=4)
+        context = RecurrentContext(latent_dim, 0, hidden_size, reach=4, num_context=2)
     else:
         context = MarkovContext(latent_dim, 0, hidden_size, order=order)
     return kind(context, hidden_size).double()
