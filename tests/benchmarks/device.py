@@ -85,6 +85,7 @@ def fit(
         input_chunk_length=args.input,
         output_chunk_length=args.output,
         hidden_size=args.hidden_size,
+        patch_length=args.patch_length,
         batch_size=windows,
         input_noise=0.2,
         random_state=args.seed,
@@ -199,6 +200,9 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=12)
     parser.add_argument("--components", type=int, default=1)
     parser.add_argument("--hidden-size", type=int, default=64)
+    parser.add_argument(
+        "--patch-length", type=int, help="the model's own choice if left out"
+    )
     parser.add_argument("--missing", type=float, default=0.0)
     parser.add_argument("--paths", type=int, default=16_384)
     parser.add_argument("--threads", type=int, default=1)
