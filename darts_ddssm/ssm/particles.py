@@ -200,7 +200,7 @@ def sample_states(
                 num_paths[rows] = more
             kept = ~again[particles.owner]
             owners.append(rows[particles.owner[kept]])
-            paths.append(particles.paths.states[kept])
+            paths.append(particles.paths.last(num_steps)[kept])
             missed.append(rows[again])
         series = torch.cat(missed)
         if len(series) == 0:
@@ -407,9 +407,14 @@ class Paths:
         self, context: Context, inputs: Tensor, owner: Tensor, like: Tensor
     ) -> None:
         self.context, self.all_inputs, self.owner = context, inputs, owner
-        # the states, (N, T, D), and the number of steps so far
-        self.states = like.new_zeros(len(owner), inputs.shape[1], context.latent_dim)
         self.num_steps = 0
+        # the last state of each path, zero before the first, (N, D)
+        self.previous = like.new_zeros(len(owner), context.latent_dim)
+        # States between two choices, (N', k, D), and the places that were kept of them:
+        # to copy whole paths at each choice would take longer than to draw them.
+        self._before: list[tuple[Tensor, Tensor]] = []
+        # states since the last choice, (N, D) each
+        self._since: list[Tensor] = []
         self._history: History | None = None
         # number of states in the history
         self._num_known = 0
@@ -423,23 +428,31 @@ class Paths:
     def history(self) -> History:
         """Histories of all paths, made when they are first asked for."""
         if self._history is None:
-            first = 0
-            if self.context.reach is not None and self.num_steps >= self.context.reach:
-                first = self.num_steps - self.context.num_context
-            self._num_known = self.num_steps - first
-            if self._num_known == 0:
-                self._history = self.context.init(len(self.owner), self.states)
+            number = self.num_steps
+            if self.context.reach is not None and number >= self.context.reach:
+                number = self.context.num_context
+            if number == 0:
+                self._history = self.context.init(len(self.owner), self.previous)
             else:
-                last = slice(first, self.num_steps)
+                last = slice(self.num_steps - number, self.num_steps)
                 inputs = self.all_inputs[self.owner, last]
-                self._history = self.context.from_path(self.states[:, last], inputs)
+                self._history = self.context.from_path(self.last(number), inputs)
+            self._num_known = number
         return self._history
 
-    @property
-    def previous(self) -> Tensor:
-        """The last state of each path, zero before the first, (N, D)."""
-        # the last one of all steps is zero while there is none
-        return self.states[:, self.num_steps - 1]
+    def last(self, number: int) -> Tensor:
+        """Return the last states of each path, at least one, (N, number, D)."""
+        parts, length = [], len(self._since)
+        if length > 0:
+            parts.append(torch.stack(self._since, 1))
+        places = None
+        for states, kept in reversed(self._before):
+            if length >= number:
+                break
+            places = kept if places is None else kept[places]
+            parts.append(states[places])
+            length += states.shape[1]
+        return torch.cat(parts[::-1], 1)[:, -number:]
 
     def add(self, z: Tensor) -> None:
         """Go on by one step, to states (N, D)."""
@@ -449,14 +462,21 @@ class Paths:
             if self._num_known == self.context.reach:
                 # it is made anew, of fewer states
                 self._history = None
-        self.states[:, self.num_steps] = z
+        self.previous = z
+        self._since.append(z)
         self.num_steps += 1
 
     def keep(self, places: Tensor) -> None:
         """Keep the paths at some places, as often as these are named."""
-        self.owner, self.states = self.owner[places], self.states[places]
+        self.owner, self.previous = self.owner[places], self.previous[places]
         if self._history is not None:
             self._history = self._history.map(lambda x: x[places])
+        if self._since:
+            self._before.append((torch.stack(self._since, 1), places))
+            self._since = []
+        elif self._before:
+            states, kept = self._before[-1]
+            self._before[-1] = states, kept[places]
 
 
 class Particles:
@@ -571,7 +591,7 @@ class Particles:
         chosen = meets[self.owner]
         kept, rows = (~chosen).nonzero().squeeze(-1), chosen.nonzero().squeeze(-1)
         owner, guided = self.owner[rows], self.guided[rows]
-        log_weights = self.log_emission(self.paths.states[rows, t], owner, t)
+        log_weights = self.log_emission(self.paths.previous[rows], owner, t)
         log_weights = log_weights.masked_fill(guided, -torch.inf)
         number = effective_number(log_weights, owner, self.num_series).to(self.num_met)
         self.num_met[:, t] = torch.where(ended, number, torch.inf)

@@ -299,23 +299,31 @@ def test_paths_know_what_the_transition_needs(order):
     for first in (0, 4, 9):
         paths = Paths(context, inputs, owner, inputs)
         assert not paths.previous.any()
+        states = torch.zeros(3, 0, 2).double()
         for t in range(12):
             if t >= first:
                 found = context.output(paths.history, paths.inputs)
-                z = paths.states[:, : t + 1]
                 if first == 0:
+                    # what comes after the states so far has no influence
+                    z = torch.cat([states, torch.zeros(3, 1, 2).double()], 1)
                     whole = context(z, inputs[paths.owner, : t + 1])[:, t]
                     torch.testing.assert_close(found, whole)
-            paths.add(torch.randn(3, 2).double())
-            torch.testing.assert_close(paths.previous, paths.states[:, t])
-            if t % 3 == 1:
+            z = torch.randn(3, 2).double()
+            paths.add(z)
+            states = torch.cat([states, z.unsqueeze(1)], 1)
+            for _ in range((t % 3) // 2 * 2):
+                paths.keep(torch.tensor([1, 0, 2]))
                 paths.keep(torch.tensor([1, 1, 2]))
+                states = states[[0, 0, 2]]
+            assert torch.equal(paths.previous, states[:, t])
+            for number in (1, 2, t + 1):
+                assert torch.equal(paths.last(number), states[:, -number:])
         # a history that is asked for late is that of the last latents
         late = Paths(context, inputs, paths.owner, inputs)
-        for z in paths.states[:, :9].unbind(1):
+        for z in states[:, :9].unbind(1):
             late.add(z)
         last = slice(6, 9) if order is None else slice(0, 9)
-        expected = context.from_path(paths.states[:, last], inputs[paths.owner, last])
+        expected = context.from_path(states[:, last], inputs[paths.owner, last])
         torch.testing.assert_close(late.history, expected)
 
 
