@@ -240,7 +240,7 @@ class SeriesModel:
         if torch.is_grad_enabled():
             flags = normalised.window.observed.cpu() if observed is None else observed
             if not flags[num_encoder_rows:].all():
-                share_observed = share_of_patches(self.training_patches, flags)
+                share_observed = self.training_patches.share(flags)
         raw, kl = self.ssm.elbo_terms(
             *posterior,
             num_encoder_rows,
@@ -250,8 +250,8 @@ class SeriesModel:
         )
         if share_observed is not None:
             # masked values are missing, too
-            masked = normalised.window.observed
-            kl = kl * weights_of_kl(share_of_patches(self.training_patches, masked))
+            share_observed = self.training_patches.share(normalised.window.observed)
+            kl = kl * weights_of_kl(share_observed)
         raw = self.training_patches.unfold(raw)
         window, scale, x = normalised
         weight = window.weight * window.observed
@@ -284,7 +284,7 @@ class SeriesModel:
         normalised, cut = self.normalise(window), self.patches(window.x.shape[1])
         patches = cut.fold_window(normalised.window)
         seen = (window.observed.cpu() if observed is None else observed).any(-1, True)
-        share = share_of_patches(cut, seen.to(window.x.dtype))
+        share = cut.share(seen.to(window.x.dtype))
         return Encoded(normalised, patches, self.ssm.encode(patches), share)
 
     def sample_states(
@@ -557,15 +557,6 @@ class SeriesModel:
         how = n, num_solver_steps, patches.x.shape[1], True
         raw = self._decode_ahead(history, horizon, *how)[0]
         return encoded.scale.parameters_to_data(raw) if self.family.location_scale else raw
-
-
-def share_of_patches(cut: Patches, observed: Tensor) -> Tensor:
-    """Share of the flags of each patch that are 1, (B, M), given those of (B, T, F).
-
-    A patch may reach beyond the window: what is outside does not count.
-    """
-    inside = cut.fold(torch.ones_like(observed[:1])).sum(-1)
-    return cut.fold(observed).sum(-1) / inside
 
 
 def group_sizes(total: int, size: int) -> Iterator[int]:

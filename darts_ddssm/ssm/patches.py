@@ -70,6 +70,14 @@ class Patches(NamedTuple):
         """Join the features of whole patches: (B, M * L, F) -> (B, M, L * F)."""
         return x.unflatten(1, (-1, self.length)).flatten(2)
 
+    def share(self, flags: Tensor) -> Tensor:
+        """Share of the flags of each patch that are 1: (B, T, F) -> (B, M).
+
+        What of a patch is outside the window does not count.
+        """
+        inside = self.fold(torch.ones_like(flags[:1])).sum(-1)
+        return self.fold(flags).sum(-1) / inside
+
     def fold_window(self, window: Window) -> Window:
         """Cut a window. Outside it nothing is observed, and weights are continued."""
         early, late = self._margins
