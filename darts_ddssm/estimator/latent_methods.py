@@ -26,6 +26,7 @@ from darts_ddssm.estimator.questions import (
     ask,
     ask_by_window,
     ask_filtered,
+    has_gaps,
     histories_of,
     transition_question,
 )
@@ -183,14 +184,15 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         its logarithm.
 
         It is an importance-weighted estimate [1]_ over ``num_samples`` paths of the
-        posterior. On average it does not exceed the true value, and it rises towards it
-        with ``num_samples``. Densities of a diffusion transition are those of its
-        probability flow [2]_, at a noise of 0.005 of the latent's scale.
+        posterior, or of a particle filter [3]_ for a series with gaps, which may have been
+        crossed in several ways. On average it does not exceed the true value, and it rises
+        towards it with ``num_samples``. Densities of a diffusion transition are those of
+        its probability flow [2]_, at a noise of 0.005 of the latent's scale.
 
         With ``by_step=True`` it is a series of the log-densities of each step given the
-        steps before it, by a particle filter [3]_. A low value marks an anomaly where it
-        happens. The filter goes step by step and takes longer; the sum over its steps
-        estimates the log-density of the series as well.
+        steps before it, by the particle filter. A low value marks an anomaly where it
+        happens. The filter goes step by step, which takes longer for a few series; the sum
+        over its steps estimates the log-density of the series as well.
 
         Parameters
         ----------
@@ -265,11 +267,16 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
                 self._by_step(one, x[0]) for one, x in zip(sequence, found, strict=True)
             ]
             return of_steps[0] if single else of_steps
-        totals = ask(self, LogLikelihood, samples, *how)
-        means = [
-            float(total / np.count_nonzero(~np.isnan(sample.past_target)))
-            for total, sample in zip(totals, samples, strict=True)
-        ]
+        # the posterior of the encoder knows one way through a gap
+        gappy = np.array([has_gaps(sample) for sample in samples])
+        totals = np.empty(len(samples))
+        for question, places in ((LogLikelihood, ~gappy), (PredictiveLogDensities, gappy)):
+            if places.any():
+                asked = [samples[i] for i in places.nonzero()[0]]
+                # () or (1, M) -> ()
+                totals[places] = [x.sum() for x in ask(self, question, asked, *how)]
+        counts = [np.count_nonzero(~np.isnan(one.past_target)) for one in samples]
+        means = (totals / counts).tolist()
         return means[0] if single else means
 
     def _by_step(self, series: TimeSeries, log_densities: np.ndarray) -> TimeSeries:

@@ -177,6 +177,13 @@ def _joined(
     return joined
 
 
+def has_gaps(sample: Sample) -> bool:
+    """Tell whether any value before the last observed step is missing."""
+    missing = np.isnan(sample.past_target)
+    last = (~missing.all(1)).nonzero()[0].max(initial=-1)
+    return bool(missing[: last + 1].any())
+
+
 def part_of(sample: Sample, steps: slice) -> Sample:
     """Return some of the time steps of a sample."""
     kept = {name: getattr(sample, name) for name in STEPS}

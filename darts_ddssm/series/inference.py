@@ -142,9 +142,9 @@ class PredictiveLogDensities(Question):
     """
 
     def answer(self, model: SeriesModel) -> Tensor:
-        encoded, sums, sizes = model.encode(self._window(model)), [], []
+        normalised, sums, sizes = self._normalised(model), [], []
         for size in self._group_sizes():
-            found = model.predictive(encoded, size, self.num_solver_steps)
+            found = model.predictive(normalised, size, self.num_solver_steps)
             sums.append(found.log_density.cumsum(1))
             sizes.append(math.log(size / self.num_samples))
         # (groups, B, M) -> (B, M)
@@ -157,13 +157,14 @@ class ProbabilityTransforms(Question):
     """P(X <= x) of each value given the patches before its own: (1, B, T, C)."""
 
     def answer(self, model: SeriesModel) -> Tensor:
-        encoded, total = model.encode(self._window(model)), torch.zeros(())
+        normalised, total = self._normalised(model), torch.zeros(())
         for size in self._group_sizes():
-            found = model.predictive(encoded, size, self.num_solver_steps, transforms=True)
+            how = size, self.num_solver_steps, True
+            found = model.predictive(normalised, *how)
             total = total.to(found.transform) + size / self.num_samples * found.transform
         # (B, M, L * C) -> (B, T, C)
         steps = self._cut(model).unfold(total.unsqueeze(-1)).squeeze(-1)
-        return steps.masked_fill(encoded.normalised.window.observed == 0, torch.nan)[None]
+        return steps.masked_fill(normalised.window.observed == 0, torch.nan)[None]
 
 
 class Imputation(Question):

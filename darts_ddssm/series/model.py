@@ -312,26 +312,26 @@ class SeriesModel:
         States
             Paths of M states, of S * B rows, sample by sample.
         """
-        how = num_samples, num_solver_steps, filtering, encoded.share_observed
-        return self.ssm.sample_states(
-            encoded.projection, encoded.patches, self._of_emission(encoded, log_prob), *how
-        )
+        normalised, patches, projection, share_observed = encoded
+        log_emission = self._of_emission(normalised, patches, log_prob)
+        how = num_samples, num_solver_steps, filtering, share_observed
+        return self.ssm.sample_states(projection, patches, log_emission, *how)
 
     def _of_emission(
         self,
-        encoded: Encoded,
+        normalised: NormalisedWindow,
+        patches: Window,
         function: Callable[[TorchLikelihood, Tensor, Tensor, Tensor], Tensor],
     ) -> OfEmission:
         """Return a function of the density of what is observed in a patch.
 
         Parameters
         ----------
-        encoded
-            The encoded data.
+        normalised, patches
+            The data, and the same in patches.
         function
             Function of likelihood, raw parameters, values and flags of one step, a patch.
         """
-        normalised, patches = encoded.normalised, encoded.patches
         # what the emission is a density of
         x = normalised.window.x if self.family.location_scale else normalised.data
         x = self.patches(x.shape[1]).fold(x)
@@ -346,7 +346,7 @@ class SeriesModel:
 
     def predictive(
         self,
-        encoded: Encoded,
+        normalised: NormalisedWindow,
         num_samples: int,
         num_solver_steps: int,
         transforms: bool = False,
@@ -355,7 +355,9 @@ class SeriesModel:
 
         Parameters
         ----------
-        encoded, num_samples, num_solver_steps
+        normalised
+            The data, B series.
+        num_samples, num_solver_steps
             As for :meth:`sample_states`.
         transforms
             Whether the probability integral transforms are asked for.
@@ -366,17 +368,16 @@ class SeriesModel:
             Log-densities of the data in their units, in nats, (B, M), and transforms of
             the values of each patch, (B, M, L * C).
         """
-        normalised, patches = encoded.normalised, encoded.patches
-        found = self.ssm.predictive(
-            patches,
-            self._of_emission(encoded, log_prob),
-            self._of_emission(encoded, cumulative) if transforms else None,
-            num_samples,
-            num_solver_steps,
-        )
+        cut = self.patches(normalised.window.x.shape[1])
+        patches = cut.fold_window(normalised.window)
+        log_emission = self._of_emission(normalised, patches, log_prob)
+        of_transforms = None
+        if transforms:
+            of_transforms = self._of_emission(normalised, patches, cumulative)
+        how = num_samples, num_solver_steps
+        found = self.ssm.predictive(patches, log_emission, of_transforms, *how)
         if self.family.location_scale:
-            change = normalised.window.observed * normalised.scale.spread.log()
-            change = self.patches(change.shape[1]).fold(change)
+            change = cut.fold(normalised.window.observed * normalised.scale.spread.log())
             found = found._replace(log_density=found.log_density - change.sum(-1))
         return found
 

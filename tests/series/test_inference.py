@@ -239,11 +239,25 @@ def test_log_densities_by_step():
 
 def test_log_densities_by_step_sum_to_that_of_the_series():
     """The filter, which resamples, comes nearer to it from below."""
-    model, series = trained(), with_gaps(SERIES[:24], slice(9, 11))
+    model, series = trained(), SERIES[:24]
     how = {"num_samples": 500, "random_state": 0}
     steps = model.log_likelihood(series, by_step=True, **how).values()
     whole = model.log_likelihood(series, **how)
-    assert -0.05 < np.nansum(steps) / 22 - whole < 0.3
+    assert -0.05 < np.sum(steps) / 24 - whole < 0.3
+
+
+@pytest.mark.parametrize("steps", [slice(9, 11), slice(0, 2)])
+def test_log_likelihood_of_a_series_with_gaps_is_that_of_the_filter(steps):
+    """The posterior of the encoder would cross them in one way."""
+    model, gappy = trained(), with_gaps(SERIES[:24], steps)
+    how = {"num_samples": 50, "random_state": 0}
+    by_step = model.log_likelihood(gappy, by_step=True, **how).values()
+    assert model.log_likelihood(gappy, **how) == pytest.approx(np.nansum(by_step) / 22)
+    # each series has its own place, in gaps or not; what is missing at the end is no gap
+    several = [SERIES[:24], gappy, with_gaps(SERIES[:24], slice(20, 24))]
+    found = model.log_likelihood(several, **how)
+    complete = model.log_likelihood(several[::2], **how)
+    np.testing.assert_allclose(found[::2], complete)
 
 
 def test_an_outlier_has_the_lowest_log_density():
