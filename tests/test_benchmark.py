@@ -1,6 +1,7 @@
 """The benchmark: its scores, its store, and each suite end to end, very small."""
 
 import importlib
+import json
 import runpy
 import subprocess
 import sys
@@ -460,9 +461,20 @@ def test_gift_rows_of_the_benchmark(modules, monkeypatch, tmp_path):
 
 
 def test_gift_reads_the_data_of_the_benchmark(modules, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    made = datasets.Dataset.from_dict(as_rows())
-    made.save_to_disk(str(tmp_path / "LOOP_SEATTLE" / "H"))
+    pytest.importorskip("datasets")
+    pyarrow = pytest.importorskip("pyarrow")
+    # the files that it has on disk
+    folder = tmp_path / "LOOP_SEATTLE" / "H"
+    folder.mkdir(parents=True)
+    table = pyarrow.table(as_rows())
+    file = "data-00000-of-00001.arrow"
+    with pyarrow.ipc.new_stream(str(folder / file), table.schema) as stream:
+        stream.write_table(table)
+    state = {"_data_files": [{"filename": file}], "_fingerprint": "0", "_split": None}
+    formats = ("_format_columns", "_format_kwargs", "_format_type", "_output_all_columns")
+    state |= dict.fromkeys(formats) | {"_format_kwargs": {}}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
     check_read(modules["gift_data"], tmp_path)
 
 
