@@ -19,7 +19,9 @@ class _AveragedWeights(WeightAveraging):
     """Exponential average of the weights, of the precision that the trainer sets.
 
     Validation, checkpoints and the fitted model use the average; Lightning keeps the
-    running weights beside it, so that training can be resumed. Buffers are copied.
+    running weights beside it, so that training can be resumed. Scale and drift of the
+    transition, by which its networks are trained, are averaged with them. Other buffers
+    are copied.
     """
 
     def __init__(self) -> None:
@@ -46,11 +48,18 @@ class _AveragedWeights(WeightAveraging):
         module, count = self._average_model.module, self._average_model.n_averaged
         averaged: list[Tensor] = list(module.parameters())
         current: list[Tensor] = list(pl_module.parameters())
+        for (name, own), new in zip(
+            module.named_buffers(), pl_module.buffers(), strict=True
+        ):
+            if name.startswith("ssm."):
+                # with those of the last update, averaged networks put all modes a bit off
+                averaged.append(own)
+                current.append(new)
+            else:
+                own.copy_(new)
         # the first update replaces all of it
         rate = averaging_rate(int(count), WEIGHT_AVERAGE_DECAY) if count > 0 else 1.0
         torch._foreach_lerp_(averaged, current, rate)
-        for own, new in zip(module.buffers(), pl_module.buffers(), strict=True):
-            own.copy_(new)
         count += 1
 
     def on_load_checkpoint(
