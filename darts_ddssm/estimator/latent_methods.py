@@ -184,10 +184,10 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         its logarithm.
 
         It is an importance-weighted estimate [1]_ over ``num_samples`` paths of the
-        posterior, or of a particle filter [3]_ for a series with gaps, which may have been
+        posterior, or of a particle filter [2]_ for a series with gaps, which may have been
         crossed in several ways. On average it does not exceed the true value, and it rises
         towards it with ``num_samples``. Densities of a diffusion transition are those of
-        its probability flow [2]_, at a noise of 0.005 of the latent's scale.
+        its probability flow [3]_, at a noise of 0.005 of the latent's scale.
 
         With ``by_step=True`` it is a series of the log-densities of each step given the
         steps before it, by the particle filter. A low value marks an anomaly where it
@@ -231,10 +231,10 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         References
         ----------
         .. [1] Burda et al., "Importance Weighted Autoencoders", ICLR 2016.
-        .. [2] Song et al., "Score-Based Generative Modeling through Stochastic
-               Differential Equations", ICLR 2021.
-        .. [3] Chopin and Papaspiliopoulos, "An Introduction to Sequential Monte Carlo",
+        .. [2] Chopin and Papaspiliopoulos, "An Introduction to Sequential Monte Carlo",
                Springer 2020.
+        .. [3] Song et al., "Score-Based Generative Modeling through Stochastic
+               Differential Equations", ICLR 2021.
 
         Examples
         --------

@@ -159,8 +159,8 @@ class ProbabilityTransforms(Question):
     def answer(self, model: SeriesModel) -> Tensor:
         normalised, total = self._normalised(model), torch.zeros(())
         for size in self._group_sizes():
-            how = size, self.num_solver_steps, True
-            found = model.predictive(normalised, *how)
+            how = size, self.num_solver_steps
+            found = model.predictive(normalised, *how, transforms=True)
             total = total.to(found.transform) + size / self.num_samples * found.transform
         # (B, M, L * C) -> (B, T, C)
         steps = self._cut(model).unfold(total.unsqueeze(-1)).squeeze(-1)

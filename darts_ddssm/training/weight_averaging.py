@@ -19,9 +19,9 @@ class _AveragedWeights(WeightAveraging):
     """Exponential average of the weights, of the precision that the trainer sets.
 
     Validation, checkpoints and the fitted model use the average; Lightning keeps the
-    running weights beside it, so that training can be resumed. Scale and drift of the
-    transition, by which its networks are trained, are averaged with them. Other buffers
-    are copied.
+    running weights beside it, so that training can be resumed. The buffers of the
+    state-space model, scale and drift of the transition above all, are averaged with the
+    networks that were trained by them. Other buffers are copied.
     """
 
     def __init__(self) -> None:
