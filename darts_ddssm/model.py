@@ -69,7 +69,7 @@ from darts_ddssm.validation import (
     check_share,
 )
 
-# More epochs than any training has, for one that ends by its steps or its time.
+# More epochs than any training has, for one that ends by its steps.
 NO_LIMIT = 1_000_000
 
 # Arguments that may differ from those of the weights that are loaded.
@@ -234,11 +234,11 @@ class DDSSMModel(LatentMethods):
             of the first two thirds of all series. A chunk that hardly varies is divided
             by what the narrowest chunks of the training set that do vary have.
         n_epochs
-            Number of epochs of training. ``None`` for as many as make about 600 updates, up
-            to 5,000 where there are many training windows, down to 200 where there are few
-            under strong ``input_noise``, and at least one. If
-            ``pl_trainer_kwargs`` has ``max_steps`` or ``max_time``, ``None`` leaves the end
-            of training to them.
+            Number of epochs of training. ``None`` for as many as make about 400 updates, up
+            to 3,500 where there are many training windows, down to 100 where there are few
+            under strong ``input_noise``, and at least one. If ``pl_trainer_kwargs`` has
+            ``max_steps``, ``None`` leaves the end of training to it; ``max_time`` may end
+            it earlier.
         **kwargs
             Optional arguments of the Lightning module, the trainer, and darts'
             :class:`TorchForecastingModel`, such as ``batch_size``,
@@ -251,7 +251,7 @@ class DDSSMModel(LatentMethods):
 
             - ``loss_fn`` has no effect: the loss is the negative ELBO;
             - without ``optimizer_cls``, ``optimizer_kwargs`` and ``lr_scheduler_cls`` the
-              optimiser is Adam with a learning rate that rises in the first tenth of the
+              optimiser is SOAP [2]_. Its learning rate rises in the first tenth of the
               training, to 0.002 for few training windows and up to 0.005 for more than 600,
               and then falls to nearly zero along a cosine;
             - the gradient's norm is clipped at 1 unless ``pl_trainer_kwargs`` has a
@@ -300,6 +300,8 @@ class DDSSMModel(LatentMethods):
         ----------
         .. [1] E. Ruder and M. Wojnowicz, "Diffusion-Driven State Space Models",
                 https://arxiv.org/abs/2606.21036
+        .. [2] N. Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam",
+                https://arxiv.org/abs/2409.11321
 
         Examples
         --------
@@ -481,8 +483,7 @@ class DDSSMModel(LatentMethods):
 
     def _automatic_n_epochs(self, dataset: TorchTrainingDataset, noise: float) -> int:
         """Number of epochs of a training whose length the user leaves open."""
-        limits = self.trainer_params
-        if limits.get("max_time") is not None or limits.get("max_steps", -1) >= 0:
+        if self.trainer_params.get("max_steps", -1) >= 0:
             return NO_LIMIT
         number = automatic_n_epochs(len(dataset), self.batch_size, noise)
         num_updates = number * math.ceil(len(dataset) / self.batch_size)

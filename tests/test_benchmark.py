@@ -542,7 +542,7 @@ def test_device_is_that_of_the_trainer(run, modules, gift_files, monkeypatch):
     seen = []
 
     def see(cell, options):
-        seen.append(options.budget.trainer_arguments(5)["accelerator"])
+        seen.append(options.budget.trainer_arguments(max_steps=5)["accelerator"])
         return {"wql": 1.0, "mase": 1.0, "coverage_80": 0.8, "predict_seconds": 0.0}
 
     suites = modules["suites"].SUITES

@@ -15,10 +15,10 @@ NUM_PATCHES, MIN_PATCH_LENGTH, MIN_PATCHED_STEPS = 24, 3, 36
 
 # Updates of a training whose length is left open: the fewest, up to so many windows, and
 # the most. In between their number rises with the square root of the windows.
-MIN_UPDATES, FEW_WINDOWS, MAX_UPDATES = 600, 300, 5000
+MIN_UPDATES, FEW_WINDOWS, MAX_UPDATES = 400, 300, 3500
 
 # Noise on the input above which the number of updates falls with it, to this share.
-LONG_TRAINING_NOISE, MIN_SHARE_OF_UPDATES = 0.45, 1 / 3
+LONG_TRAINING_NOISE, MIN_SHARE_OF_UPDATES = 0.7, 1 / 3
 
 # Peak of the learning rate with few windows, and with many. With few, a high rate soon
 # knows them by heart.

@@ -52,6 +52,7 @@ from darts_ddssm.training.schedule import (
     learning_rate_share,
     progress,
 )
+from darts_ddssm.training.soap import SOAP
 from darts_ddssm.training.weight_averaging import _AveragedWeights
 
 # Latent paths over which the moments of a predictive marginal are taken.
@@ -148,6 +149,10 @@ class _DDSSMModule(PLForecastingModule):
             use_reversible_instance_norm=use_reversible_instance_norm or False,
             **{name: kwargs[name] for name in kwargs if name not in of_ssm},
         )
+        if self.has_own_recipe:
+            # else darts' defaults would be saved as if the user had passed them
+            for name in OPTIMIZER_ARGUMENTS:
+                self.hparams.pop(name, None)
         if not decided and family_of(self.likelihood).location_scale:
             self.rin = RINorm(input_dim=self.n_targets, affine=False)
         self.num_solver_steps = num_solver_steps
@@ -285,7 +290,7 @@ class _DDSSMModule(PLForecastingModule):
         """Return the optimizer and schedule that the user asks for, or our own."""
         if not self.has_own_recipe:
             return super().configure_optimizers()
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.peak_learning_rate)
+        optimizer = SOAP(self.parameters(), lr=self.peak_learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda _: learning_rate_share(progress(self.trainer))
         )

@@ -64,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--budget", type=float, help="seconds of training a model")
-    parser.add_argument("--max-updates", type=int, default=3000)
+    parser.add_argument(
+        "--max-updates",
+        type=int,
+        default=3000,
+        help="of the models that do not decide the length of their training",
+    )
     parser.add_argument("--settings", nargs="+", help="series, conditions or sizes")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--out-dir", type=Path, default=Path("benchmark_results"))

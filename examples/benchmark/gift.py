@@ -112,13 +112,12 @@ def train(method: str, data: Data, budget: Budget, seed: int) -> Trained:
     """Fit a model to all before the test part for at most the time of a budget."""
     context, clock = context_length(data), report.Stopwatch()
     calendar = CALENDAR.get(data.frequency.unit) if data.firsts is not None else None
-    limit = {"seconds": budget.seconds}
     model = TORCH_METHODS[method](
         input_chunk_length=context,
         output_chunk_length=data.horizon,
         add_encoders=calendar and {"cyclic": {"future": calendar}},
         random_state=seed,
-        pl_trainer_kwargs=budget.trainer_arguments(budget.max_updates, max_time=limit),
+        pl_trainer_kwargs=budget.trainer_arguments(**budget.own_length),
     )
     window = context + data.horizon
     ends = map(len, data.training())

@@ -1,10 +1,11 @@
 """The methods that are compared, and training them for an equal time.
 
-Every torch model gets the same windows, the same scaling and the same seconds of
-training. How many updates fit is found by timing some, so that schedules know their
-length. The DDSSM has its default arguments; for the others the learning rate rises and
-falls once. The best epoch by validation loss is kept, and the settings that a method
-leaves open are those with the lowest validation loss in short training of each.
+Every torch model gets the same windows, the same scaling and at most the same seconds of
+training. The DDSSM has its default arguments, that of the length of training included
+where there are validation data. Elsewhere, how many updates fit is found by timing some,
+so that schedules know their length; the learning rate of the other models rises and falls
+once. The best epoch by validation loss is kept, and the settings that a method leaves open
+are those with the lowest validation loss in short training of each.
 """
 
 import logging
@@ -161,14 +162,18 @@ class Budget:
     max_updates: int
     device: str = "cpu"
 
+    @property
+    def own_length(self) -> dict[str, Any]:
+        """Limits of a training that decides its length by itself."""
+        return {"max_time": {"seconds": self.seconds}}
+
     def trainer_arguments(
-        self, max_steps: int, callbacks: Sequence[Callback] = (), **kwargs: Any
+        self, callbacks: Sequence[Callback] = (), **kwargs: Any
     ) -> dict[str, Any]:
         """Arguments of a quiet trainer on one device."""
         return {
             "accelerator": self.device,
             "devices": 1,
-            "max_steps": max_steps,
             "callbacks": list(callbacks),
             "enable_model_summary": False,
             "enable_progress_bar": False,
@@ -224,55 +229,56 @@ def train(
 
         method = min(method.variants(), key=loss)
 
-    kwargs |= {"batch_size": BATCH_SIZE, "n_epochs": 10**6, "random_state": seed}
-    clock = Clock()
-    probe = budget.trainer_arguments(WARM_UP + TIMED, [clock])
-    method(pl_trainer_kwargs=probe, **kwargs).fit(series)
-    fitting = int(budget.seconds / statistics.median(clock.seconds[WARM_UP:]))
-    updates = int(np.clip(fitting, MIN_UPDATES, budget.max_updates))
-
+    kwargs |= {"batch_size": BATCH_SIZE, "random_state": seed}
     length = kwargs["input_chunk_length"] + kwargs["output_chunk_length"]
     windows = sum(max(len(one) - length + 1, 0) for one in series)
     epoch = math.ceil(windows / BATCH_SIZE)
     every = math.ceil(UPDATES_BETWEEN_VALIDATIONS / epoch)
-    every = max(1, min(every, updates // epoch))
-    if validation is not None:
-        # To the end of an epoch that is validated: without one there is no best. One
-        # epoch at least, even where it is longer than the budget.
-        updates = max(updates // (every * epoch), 1) * every * epoch
-
-    schedule: dict[str, Any] = {}
-    if method.lr is not None:
-        schedule = {
-            "optimizer_kwargs": {"lr": method.lr},
-            "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
-            "lr_scheduler_kwargs": {
-                "max_lr": method.lr,
-                "total_steps": updates,
-                "pct_start": 0.1,
-                "interval": "step",
-            },
-        }
-    if validation is None:
-        trainer = budget.trainer_arguments(updates)
-        model = method(pl_trainer_kwargs=trainer, **schedule, **kwargs)
-        start = time.perf_counter()
-        model.fit(series)
-        return Trained(model, updates, time.perf_counter() - start)
+    limits: dict[str, Any]
+    if validation is not None and method.lr is None:
+        # one epoch that is validated at least, even where it is longer than the budget
+        limits = budget.own_length | {"min_epochs": every}
+        num_validations = math.inf
+    else:
+        kwargs["n_epochs"] = 10**6
+        updates = _fitting_updates(method, series, budget, **kwargs)
+        if validation is not None:
+            every = max(1, min(every, updates // epoch))
+            # To the end of an epoch that is validated: without one there is no best.
+            num_validations = max(updates // (every * epoch), 1)
+            updates = num_validations * every * epoch
+        limits = {"max_steps": updates}
+        if method.lr is not None:
+            kwargs |= {
+                "optimizer_kwargs": {"lr": method.lr},
+                "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
+                "lr_scheduler_kwargs": {
+                    "max_lr": method.lr,
+                    "total_steps": updates,
+                    "pct_start": 0.1,
+                    "interval": "step",
+                },
+            }
 
     clock = Clock()
+    if validation is None:
+        trainer = budget.trainer_arguments([clock], **limits)
+        model = method(pl_trainer_kwargs=trainer, **kwargs)
+        start = time.perf_counter()
+        model.fit(series)
+        return Trained(model, len(clock.seconds), time.perf_counter() - start)
+
     callbacks: list[Callback] = [clock]
     if method.patience < 1:
-        patience = math.ceil(method.patience * updates / (every * epoch))
+        patience = math.ceil(method.patience * num_validations)
         callbacks.append(EarlyStopping("val_loss", patience=patience))
-    trainer = budget.trainer_arguments(updates, callbacks, check_val_every_n_epoch=every)
+    trainer = budget.trainer_arguments(callbacks, check_val_every_n_epoch=every, **limits)
     with tempfile.TemporaryDirectory() as work_dir:
         model = method(
             pl_trainer_kwargs=trainer,
             save_checkpoints=True,
             work_dir=work_dir,
             model_name="model",
-            **schedule,
             **kwargs,
         )
         start = time.perf_counter()
@@ -280,3 +286,14 @@ def train(
         seconds = time.perf_counter() - start
         loss = float(model.trainer.checkpoint_callback.best_model_score)
         return Trained(model, len(clock.seconds), seconds, loss)
+
+
+def _fitting_updates(
+    method: Method, series: Sequence[TimeSeries], budget: Budget, **kwargs: Any
+) -> int:
+    """Time some updates, and tell how many fit in the budget."""
+    clock = Clock()
+    trainer = budget.trainer_arguments([clock], max_steps=WARM_UP + TIMED)
+    method(pl_trainer_kwargs=trainer, **kwargs).fit(series)
+    fitting = int(budget.seconds / statistics.median(clock.seconds[WARM_UP:]))
+    return int(np.clip(fitting, MIN_UPDATES, budget.max_updates))

@@ -84,7 +84,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
             batch_size=size.batch,
             n_epochs=10**6,
             random_state=cell.seed,
-            pl_trainer_kwargs=options.budget.trainer_arguments(updates, [clock]),
+            pl_trainer_kwargs=options.budget.trainer_arguments([clock], max_steps=updates),
             **more,
         )
 
@@ -92,7 +92,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     small = TORCH_METHODS[method](
         input_chunk_length=8,
         output_chunk_length=4,
-        pl_trainer_kwargs=options.budget.trainer_arguments(2),
+        pl_trainer_kwargs=options.budget.trainer_arguments(max_steps=2),
     )
     small.fit(noisy_sines(1, 40, 1)[0]).predict(4, num_samples=2)
     series = noisy_sines(size.series, size.window + 4 * size.batch, size.components)
