@@ -67,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--max-updates",
         type=int,
-        default=3000,
-        help="of the models that do not decide the length of their training",
+        help="3,000 by default, where a model does not decide it",
     )
     parser.add_argument("--settings", nargs="+", help="series, conditions or sizes")
     parser.add_argument("--methods", nargs="+")

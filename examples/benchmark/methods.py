@@ -32,6 +32,8 @@ BATCH_SIZE = 64
 # Updates that are timed, after some that warm up.
 WARM_UP, TIMED = 5, 15
 MIN_UPDATES = 50
+# Most updates of a model that does not decide its length, however fast they are.
+MAX_UPDATES = 3000
 # Share of the budget that each candidate is trained for.
 PILOT = 0.25
 # An epoch shorter than this would spend its time on validation.
@@ -153,19 +155,22 @@ class Budget:
     seconds
         Time of training a model.
     max_updates
-        Most updates, however fast they are.
+        Most updates; None for :data:`MAX_UPDATES`, or for a length that a model decides.
     device
         Lightning's name of what all torch models run on.
     """
 
     seconds: float
-    max_updates: int
+    max_updates: int | None
     device: str = "cpu"
 
     @property
     def own_length(self) -> dict[str, Any]:
         """Limits of a training that decides its length by itself."""
-        return {"max_time": {"seconds": self.seconds}}
+        limits: dict[str, Any] = {"max_time": {"seconds": self.seconds}}
+        if self.max_updates is not None:
+            limits["max_steps"] = self.max_updates
+        return limits
 
     def trainer_arguments(
         self, callbacks: Sequence[Callback] = (), **kwargs: Any
@@ -235,7 +240,7 @@ def train(
     epoch = math.ceil(windows / BATCH_SIZE)
     every = math.ceil(UPDATES_BETWEEN_VALIDATIONS / epoch)
     limits: dict[str, Any]
-    if validation is not None and method.lr is None:
+    if validation is not None and method.lr is None and budget.max_updates is None:
         # one epoch that is validated at least, even where it is longer than the budget
         limits = budget.own_length | {"min_epochs": every}
         num_validations = math.inf
@@ -296,4 +301,4 @@ def _fitting_updates(
     trainer = budget.trainer_arguments([clock], max_steps=WARM_UP + TIMED)
     method(pl_trainer_kwargs=trainer, **kwargs).fit(series)
     fitting = int(budget.seconds / statistics.median(clock.seconds[WARM_UP:]))
-    return int(np.clip(fitting, MIN_UPDATES, budget.max_updates))
+    return int(np.clip(fitting, MIN_UPDATES, budget.max_updates or MAX_UPDATES))

@@ -113,7 +113,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
 
 def updates_within(budget: Budget) -> int:
     """Updates to time: enough for a median, few where there is little time."""
-    return int(np.clip(budget.seconds / 2, 3, min(15, budget.max_updates)))
+    return int(np.clip(budget.seconds / 2, 3, min(15, budget.max_updates or 15)))
 
 
 class Timed(NamedTuple):

@@ -118,7 +118,7 @@ class Interrupted(Seeded):
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])
 def test_resumed_training_ends_where_one_go_does(tiny, tmp_path, precision):
-    """So the running weights, the optimizer's state, the schedule and the scales survive."""
+    """So the weights, the optimizer's state, the schedule and the scales survive."""
     dtype = np.float64 if precision == "64-true" else np.float32
     series = noisy_sine().astype(dtype)
     arguments = kept(tmp_path) | {"n_epochs": 6, "optimizer_kwargs": LARGE_STEP}
