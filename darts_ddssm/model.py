@@ -54,6 +54,7 @@ from darts_ddssm.estimator.scales import (
     training_scales,
 )
 from darts_ddssm.estimator.sequences import data_type, known_until, of_type, prolonged
+from darts_ddssm.estimator.windows import num_observed_steps
 from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.series.scaling import InstanceFloor, TrainingScales
 from darts_ddssm.ssm.diffusion import MIN_SOLVER_STEPS
@@ -235,10 +236,10 @@ class DDSSMModel(LatentMethods):
             by what the narrowest chunks of the training set that do vary have.
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
-            to 3,500 where there are many training windows, down to 100 where there are few
-            under strong ``input_noise``, and at least one. If ``pl_trainer_kwargs`` has
-            ``max_steps``, ``None`` leaves the end of training to it; ``max_time`` may end
-            it earlier.
+            to 3,500 where there are many training windows, or many short series under
+            little ``input_noise``, down to 100 where there are few windows under a strong
+            one, and at least one. If ``pl_trainer_kwargs`` has ``max_steps``, ``None``
+            leaves the end of training to it; ``max_time`` may end it earlier.
         **kwargs
             Optional arguments of the Lightning module, the trainer, and darts'
             :class:`TorchForecastingModel`, such as ``batch_size``,
@@ -481,12 +482,21 @@ class DDSSMModel(LatentMethods):
         # a trainer that only forecasts takes any number
         return super()._setup_trainer(trainer, model, verbose, epochs or 1)
 
+    def _num_steps(self, dataset: TorchTrainingDataset) -> int:
+        """Return the number of observed steps that a training set has windows of."""
+        series = getattr(dataset, "series", None)
+        if not series:
+            # those of one series start a step apart
+            return len(dataset)
+        return min(num_observed_steps(series), len(dataset) * window_length(self))
+
     def _automatic_n_epochs(self, dataset: TorchTrainingDataset, noise: float) -> int:
         """Number of epochs of a training whose length the user leaves open."""
         if self.trainer_params.get("max_steps", -1) >= 0:
             return NO_LIMIT
-        number = automatic_n_epochs(len(dataset), self.batch_size, noise)
-        num_updates = number * math.ceil(len(dataset) / self.batch_size)
+        num_windows, num_steps = len(dataset), self._num_steps(dataset)
+        number = automatic_n_epochs(num_windows, num_steps, noise, self.batch_size)
+        num_updates = number * math.ceil(num_windows / self.batch_size)
         say_once(
             f"`DDSSMModel` trains for {number} epochs, about {num_updates} updates. Pass "
             "`n_epochs` to decide it yourself."

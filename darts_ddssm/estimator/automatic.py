@@ -13,9 +13,14 @@ logger = get_logger(__name__)
 # MIN_PATCH_LENGTH, and one of fewer than MIN_PATCHED_STEPS has a state at each step.
 NUM_PATCHES, MIN_PATCH_LENGTH, MIN_PATCHED_STEPS = 24, 3, 36
 
-# Updates of a training whose length is left open: the fewest, up to so many windows, and
-# the most. In between their number rises with the square root of the windows.
-MIN_UPDATES, FEW_WINDOWS, MAX_UPDATES = 400, 300, 3500
+# Updates of a training whose length is left open: the fewest, up to so many examples, and
+# the most. In between their number rises with the square root of the examples.
+MIN_UPDATES, FEW_EXAMPLES, MAX_UPDATES = 400, 300, 3500
+
+# The examples are the windows of the training set. Where no more noise on the input suits
+# it than this, they are its observed steps: many short series have few windows, each of
+# which tells something new.
+LITTLE_NOISE = 0.01
 
 # Noise on the input above which the number of updates falls with it, to this share.
 LONG_TRAINING_NOISE, MIN_SHARE_OF_UPDATES = 0.7, 1 / 3
@@ -62,35 +67,38 @@ def even_patch_length(output_length: int, longest: int) -> int:
     return math.ceil(output_length / math.ceil(output_length / longest))
 
 
-def automatic_num_updates(num_windows: int, input_noise: float) -> int:
+def automatic_num_updates(num_windows: int, num_steps: int, input_noise: float) -> int:
     """Return the number of updates of a training, in hundreds.
 
     Parameters
     ----------
-    num_windows
-        Windows of the training set.
+    num_windows, num_steps
+        Windows and observed steps of the training set.
     input_noise
         Standard deviation of the noise on the input. Where much suits the series, there is
         little to learn, and a long training learns the windows by heart nevertheless.
     """
-    updates = MIN_UPDATES * math.sqrt(num_windows / FEW_WINDOWS)
+    num_examples = num_steps if input_noise <= LITTLE_NOISE else num_windows
+    updates = MIN_UPDATES * math.sqrt(num_examples / FEW_EXAMPLES)
     updates = min(max(updates, MIN_UPDATES), MAX_UPDATES)
     share = LONG_TRAINING_NOISE / max(input_noise, LONG_TRAINING_NOISE)
     return 100 * round(updates * max(share, MIN_SHARE_OF_UPDATES) / 100)
 
 
-def automatic_n_epochs(num_windows: int, batch_size: int, input_noise: float) -> int:
+def automatic_n_epochs(
+    num_windows: int, num_steps: int, input_noise: float, batch_size: int
+) -> int:
     """Return the number of epochs that make about as many updates, at least one.
 
     Parameters
     ----------
-    num_windows, batch_size
-        Windows of the training set and of one update.
-    input_noise
+    num_windows, num_steps, input_noise
         As for :func:`automatic_num_updates`.
+    batch_size
+        Number of windows of an update.
     """
     num_batches = math.ceil(num_windows / batch_size)
-    updates = automatic_num_updates(num_windows, input_noise)
+    updates = automatic_num_updates(num_windows, num_steps, input_noise)
     return max(round(updates / num_batches), 1)
 
 

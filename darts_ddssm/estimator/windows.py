@@ -66,6 +66,12 @@ def windows_of(
         yield Windows(path[: first + length - 1], x, torch.from_numpy(starts))
 
 
+def num_observed_steps(series: Sequence[TimeSeries]) -> int:
+    """Return the number of steps of all series at which anything is observed."""
+    known = (~np.isnan(one.all_values(copy=False)).all((1, 2)) for one in series)
+    return sum(int(steps.sum()) for steps in known)
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, standard deviation and number of the observed values along the first axis."""
     count = (~x.isnan()).sum(0)

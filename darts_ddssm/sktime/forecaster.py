@@ -119,8 +119,8 @@ class DDSSMForecaster(BaseForecaster):
         Number of windows in a training batch.
     n_epochs
         Number of passes through the training windows. ``None`` for as many as make about
-        600 updates, more for many windows, unless ``pl_trainer_kwargs`` says when training
-        ends.
+        400 updates, more for many windows, unless ``pl_trainer_kwargs`` has
+        ``max_steps``.
     optimizer_cls, optimizer_kwargs
         Class and arguments of the optimiser. ``None`` for the model's own.
     lr_scheduler_cls, lr_scheduler_kwargs

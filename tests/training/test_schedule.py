@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from darts import TimeSeries
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback
 
@@ -199,34 +200,59 @@ def test_training_that_is_extended_has_a_schedule_of_its_own(tiny):
 )
 def test_automatic_number_of_epochs_makes_as_many_updates(num_windows, batch_size):
     num_batches = math.ceil(num_windows / batch_size)
-    updates = automatic_n_epochs(num_windows, batch_size, 0.1) * num_batches
-    expected = automatic_num_updates(num_windows, 0.1)
+    updates = automatic_n_epochs(num_windows, 9999, 0.1, batch_size) * num_batches
+    expected = automatic_num_updates(num_windows, 9999, 0.1)
     assert abs(updates - expected) <= num_batches / 2
 
 
 def test_more_windows_take_more_updates_and_a_higher_rate():
     """Between bounds."""
-    numbers = [automatic_num_updates(n, 0.1) for n in (1, 100, 300, 1200, 10_000, 10**7)]
+    sizes = (1, 100, 300, 1200, 10_000, 10**7)
+    numbers = [automatic_num_updates(n, 10**7, 0.1) for n in sizes]
     assert numbers == [400, 400, 400, 800, 2300, 3500]
     rates = [automatic_learning_rate(n) for n in (1, 100, 300, 1000, 10**7)]
     assert rates == sorted(rates)
     assert (rates[0], rates[-1]) == (MIN_LEARNING_RATE, MAX_LEARNING_RATE)
 
 
+def test_many_short_series_take_more_updates_where_little_noise_suits_them():
+    """A thousand series of a window each tell more than as many windows of one."""
+    assert automatic_num_updates(1024, 32 * 1024, 0.005) == 3500
+    assert automatic_num_updates(1024, 32 * 1024, 0.05) == 700
+    assert automatic_num_updates(1024, 1055, 0.005) == 800
+
+
 def test_little_to_learn_takes_fewer_updates():
     """Where much noise on the input suits the series; between bounds."""
-    numbers = [automatic_num_updates(100, noise) for noise in (0.0, 0.7, 1.0, 1.4, 3.0)]
+    numbers = [automatic_num_updates(100, 100, tau) for tau in (0.0, 0.7, 1.0, 1.4, 3.0)]
     assert numbers == [400, 400, 300, 200, 100]
 
 
 def test_automatic_number_of_epochs_is_one_at_least():
-    assert automatic_n_epochs(10**6, 32, 0.1) == 1
+    assert automatic_n_epochs(10**6, 10**6, 0.1, 32) == 1
+
+
+def test_steps_that_are_counted(tiny, monkeypatch):
+    """Observed ones, in many short series as in one, and none outside of the windows."""
+    counted = []
+    monkeypatch.setattr(
+        "darts_ddssm.model.automatic_n_epochs",
+        lambda windows, steps, *rest: counted.append((windows, steps)) or 1,
+    )
+    values = noisy_sine().values()
+    values[3:10] = np.nan
+    series = TimeSeries.from_values(values)
+    for given in (series, [series[:20], series[20:60]]):
+        tiny(n_epochs=None).fit(given)
+    tiny(n_epochs=None).fit(series, max_samples_per_ts=2)
+    # windows of 18 steps; darts takes as many of each series
+    assert counted == [(63, 80 - 7), (2 * 23, 60 - 7), (2, 2 * 18)]
 
 
 def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
     """About so many updates, said once; or until the trainer ends it."""
     short = "darts_ddssm.estimator.automatic.automatic_num_updates"
-    monkeypatch.setattr(short, lambda num_windows, input_noise: 13)
+    monkeypatch.setattr(short, lambda *sizes: 13)
     say_once.cache_clear()
     for _ in range(2):
         # 63 windows in batches of 16
@@ -241,7 +267,7 @@ def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
     # a limit of time is a limit only
     model = tiny({"max_time": {"minutes": 9}}, n_epochs=None).fit(noisy_sine())
     assert model.trainer.global_step == 12
-    monkeypatch.setattr(short, lambda num_windows, input_noise: 10**6)
+    monkeypatch.setattr(short, lambda *sizes: 10**6)
     model = tiny({"max_time": {"seconds": 2}}, n_epochs=None).fit(noisy_sine())
     assert model.trainer.global_step < 10**5 and model.predict(2).n_timesteps == 2
 
