@@ -20,7 +20,7 @@ MIN_UPDATES, FEW_EXAMPLES, MAX_UPDATES = 400, 300, 3500
 # The examples are the windows of the training set. Where no more noise on the input suits
 # it than this, they are its observed steps: many short series have few windows, each of
 # which tells something new.
-LITTLE_NOISE = 0.01
+LITTLE_NOISE = 0.02
 
 # Noise on the input above which the number of updates falls with it, to this share.
 LONG_TRAINING_NOISE, MIN_SHARE_OF_UPDATES = 0.7, 1 / 3

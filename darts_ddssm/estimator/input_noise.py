@@ -126,7 +126,8 @@ def _filled(series: TimeSeries) -> TimeSeries:
 def _folds(starts: Tensor, output_length: int, number: int = 0) -> tuple[Tensor, Tensor]:
     """Split the windows of a series into parts of its time.
 
-    A series of too few windows is in one fold as a whole.
+    A series of too few windows, or whose windows overlap so much that nothing would be left
+    to train on, is in one fold as a whole.
 
     Parameters
     ----------
@@ -144,7 +145,9 @@ def _folds(starts: Tensor, output_length: int, number: int = 0) -> tuple[Tensor,
     """
     # the same share of each series is held out at a time
     fold = (NUM_FOLDS * torch.arange(len(starts))) // len(starts)
-    if len(starts) < NUM_FOLDS:
+    # the first fold, and a gap of an output chunk after it
+    least = output_length * NUM_FOLDS / (NUM_FOLDS - 1)
+    if len(starts) < NUM_FOLDS or starts[-1] - starts[0] < least:
         fold = torch.full_like(starts, number % NUM_FOLDS)
     held = fold == torch.arange(NUM_FOLDS).unsqueeze(-1)
     train = torch.empty_like(held)

@@ -91,10 +91,11 @@ def test_gaps_are_filled_for_it():
     assert level(nothing, noisy_sine()) < 1.0
 
 
-def test_series_of_a_single_window_are_held_out_as_a_whole():
-    few = [white_noise(36, seed) for seed in range(60)]
-    assert level(*few) >= 1.0
-    assert level(*(repeated(36, seed) for seed in range(60))) == NOISE_LEVELS[0]
+@pytest.mark.parametrize("length", (36, 46))
+def test_series_whose_windows_overlap_are_held_out_as_a_whole(length):
+    """One window of each or eleven."""
+    assert level(*(white_noise(length, seed) for seed in range(60))) > DEFAULT_NOISE
+    assert level(*(repeated(length, seed) for seed in range(60))) == NOISE_LEVELS[0]
 
 
 @pytest.mark.parametrize("length", (10, 36, 40))
