@@ -1,0 +1,98 @@
+"""
+Series of very different scales in one fit, beside the same with a Scaler for each series.
+
+    python tests/benchmarks/scales.py --seeds 0 1 2
+
+Twelve noisy seasonal series of scales 1e-3, 1 and 1e6, with and without offsets of many
+scales and a flat series among them. Default arguments; CRPS of rolling forecasts in units
+of each series' standard deviation, and what the raw series cost over the scaled ones.
+"""
+
+import argparse
+import logging
+import time
+import warnings
+
+import numpy as np
+import scoringrules as sr
+from darts import TimeSeries
+from darts.dataprocessing.transformers import Scaler
+from sklearn.preprocessing import StandardScaler
+
+from darts_ddssm import DDSSMModel
+
+SCALES, OFFSETS = (1e-3, 1.0, 1e6), (0.0, 10.0, -30.0, 100.0)
+LENGTH, TRAIN, INPUT, HORIZON = 240, 192, 24, 12
+NUM_SAMPLES, STRIDE = 100, 4
+
+
+def standard_series(seed: int) -> np.ndarray:
+    """A season of twelve steps and an autoregression for each scale and offset, (N, T)."""
+    rng = np.random.default_rng(seed)
+    number = len(SCALES) * len(OFFSETS)
+    noise = np.zeros((number, LENGTH))
+    for t in range(1, LENGTH):
+        noise[:, t] = 0.7 * noise[:, t - 1] + 0.4 * rng.standard_normal(number)
+    phase = rng.random((number, 1))
+    return np.sin(2 * np.pi * (np.arange(LENGTH) / 12 + phase)) + noise
+
+
+def scores(series: list[TimeSeries], own_scaler: bool, seed: int) -> np.ndarray:
+    """CRPS of each series but the flat one, in units of its standard deviation."""
+    given = [s[:TRAIN] for s in series]
+    scaler = Scaler(StandardScaler()).fit(given)
+    if own_scaler:
+        series = scaler.transform(series)
+    series = [s.astype(np.float32) for s in series]
+    trainer = {
+        "accelerator": "cpu",
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "logger": False,
+    }
+    model = DDSSMModel(INPUT, HORIZON, random_state=seed, pl_trainer_kwargs=trainer)
+    model.fit([s[:TRAIN] for s in series])
+    found = []
+    for one in series[: len(SCALES) * len(OFFSETS)]:
+        origins = range(TRAIN, LENGTH - HORIZON + 1, STRIDE)
+        paths = model.predict(
+            HORIZON, [one[:t] for t in origins], num_samples=NUM_SAMPLES, random_state=0
+        )
+        samples = np.stack([path.all_values()[:, 0] for path in paths])
+        actual = np.stack([one.values()[t : t + HORIZON, 0] for t in origins])
+        found.append(sr.crps_ensemble(actual, samples).mean() / one.values().std())
+    return np.array(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for name in ("pytorch_lightning", "darts"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for seed in args.seeds:
+        standard = standard_series(seed)
+        scales = np.repeat(SCALES, len(OFFSETS))[:, None]
+        offsets = np.tile(OFFSETS, len(SCALES))[:, None]
+        for has_offsets in (False, True):
+            values = scales * (standard + has_offsets * offsets)
+            for has_flat in (False, True):
+                series = [TimeSeries.from_values(x) for x in values]
+                if has_flat:
+                    series.append(TimeSeries.from_values(np.full(LENGTH, 5.0)))
+                start = time.perf_counter()
+                raw, scaled = (scores(series, own, seed) for own in (False, True))
+                seconds = time.perf_counter() - start
+                # (scales, offsets)
+                raw, scaled = (x.reshape(len(SCALES), -1).mean(1) for x in (raw, scaled))
+                print(
+                    f"seed {seed}, offsets {has_offsets}, flat series {has_flat}: CRPS of "
+                    f"scales 1e-3, 1, 1e6 {raw.round(3)}, with a Scaler {scaled.round(3)}, "
+                    f"ratios {(raw / scaled).round(2)}; {seconds:.0f} s",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
