@@ -203,10 +203,10 @@ class DDSSMModel(LatentMethods):
             Standard deviation of the noise that is added to what the encoder sees in the
             first 80 % of the training, in normalised units. It keeps the model from
             learning a few windows by heart, and the latent from copying the noise of the
-            data. ``None`` chooses the level by cross-validation of a linear forecast, for
-            which such noise is a ridge penalty: little where a series repeats itself, much
-            where the past hardly tells what follows. It starts at 0.2 at least. ``0`` for
-            none.
+            data. ``None`` takes a fifth of the level that suits a linear forecast by
+            cross-validation, for which such noise is a ridge penalty: little where a series
+            repeats itself, more where the past hardly tells what follows. It starts at 0.2
+            at least. ``0`` for none.
         patch_length
             Number of time steps that share one latent state. A long window then has few
             states, which makes training and forecasts faster and reaches further into the
@@ -237,9 +237,9 @@ class DDSSMModel(LatentMethods):
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series under
-            little ``input_noise``, down to 100 where there are few windows under a strong
-            one, and at least one. If ``pl_trainer_kwargs`` has ``max_steps``, ``None``
-            leaves the end of training to it; ``max_time`` may end it earlier.
+            little ``input_noise``, and at least one. If ``pl_trainer_kwargs`` has
+            ``max_steps``, ``None`` leaves the end of training to it; ``max_time`` may end
+            it earlier.
         **kwargs
             Optional arguments of the Lightning module, the trainer, and darts'
             :class:`TorchForecastingModel`, such as ``batch_size``,

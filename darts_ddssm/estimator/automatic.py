@@ -20,10 +20,7 @@ MIN_UPDATES, FEW_EXAMPLES, MAX_UPDATES = 400, 300, 3500
 # The examples are the windows of the training set. Where no more noise on the input suits
 # it than this, they are its observed steps: many short series have few windows, each of
 # which tells something new.
-LITTLE_NOISE = 0.02
-
-# Noise on the input above which the number of updates falls with it, to this share.
-LONG_TRAINING_NOISE, MIN_SHARE_OF_UPDATES = 0.7, 1 / 3
+LITTLE_NOISE = 0.004
 
 # Peak of the learning rate with few windows, and with many. With few, a high rate soon
 # knows them by heart.
@@ -76,13 +73,11 @@ def automatic_num_updates(num_windows: int, num_steps: int, input_noise: float) 
         Windows and observed steps of the training set.
     input_noise
         Standard deviation of the noise on the input. Where much suits the series, there is
-        little to learn, and a long training learns the windows by heart nevertheless.
+        little to learn, and a long training learns the windows by heart.
     """
     num_examples = num_steps if input_noise <= LITTLE_NOISE else num_windows
     updates = MIN_UPDATES * math.sqrt(num_examples / FEW_EXAMPLES)
-    updates = min(max(updates, MIN_UPDATES), MAX_UPDATES)
-    share = LONG_TRAINING_NOISE / max(input_noise, LONG_TRAINING_NOISE)
-    return 100 * round(updates * max(share, MIN_SHARE_OF_UPDATES) / 100)
+    return 100 * round(min(max(updates, MIN_UPDATES), MAX_UPDATES) / 100)
 
 
 def automatic_n_epochs(

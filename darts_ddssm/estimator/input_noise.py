@@ -30,8 +30,12 @@ from darts_ddssm.series.scaling import InstanceFloor, Scale
 # Standard deviations to choose from, in units of normalised values.
 NOISE_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.0)
 
-# What is taken where there are too few windows to choose by.
-DEFAULT_NOISE = 0.45
+# What is chosen where there are too few windows to choose by.
+DEFAULT_LEVEL = 0.45
+
+# The share of the chosen level that a network is trained under. Under all of it a network,
+# which learns the linear part of a forecast first, would learn little else.
+SHARE_OF_LEVEL = 0.2
 
 # Of all levels whose error is within this share of the least one the lowest is taken: the
 # draws of the posterior are some noise already.
@@ -58,7 +62,7 @@ def automatic_input_noise(
     scale: Scale,
     floor: InstanceFloor | None,
 ) -> float:
-    """Return the level of noise whose ridge penalty forecasts the training series best.
+    """Return a share of the noise whose ridge penalty forecasts the training series best.
 
     Each component is forecast linearly from its own input chunk, by the same weights for
     all components and series. A part of all series is held out at a time. Windows whose
@@ -98,9 +102,9 @@ def automatic_input_noise(
         outputs.append(normalised[1])
         trains.append(train)
         helds.append(held)
-    few = min(FEW_WINDOWS / num_windows, 1.0)
+    share = SHARE_OF_LEVEL * min(FEW_WINDOWS / num_windows, 1.0)
     if not inputs:
-        return few * DEFAULT_NOISE
+        return share * DEFAULT_LEVEL
     x, y = torch.cat(inputs), torch.cat(outputs)
     errors = [
         _errors(x[train], y[train], x[held], y[held])
@@ -109,9 +113,9 @@ def automatic_input_noise(
     ]
     error = torch.stack(errors).mean(0) if errors else torch.full((1,), torch.nan)
     if not error.isfinite().all():
-        return few * DEFAULT_NOISE
+        return share * DEFAULT_LEVEL
     best = int((error <= error.min() + TOLERANCE).nonzero().min())
-    return few * NOISE_LEVELS[best]
+    return share * NOISE_LEVELS[best]
 
 
 def _filled(series: TimeSeries) -> TimeSeries:

@@ -2,7 +2,7 @@
 What each part of the training recipe is worth: default fits without it, one at a time.
 
     python tests/benchmarks/ablation.py
-    python tests/benchmarks/ablation.py --only "no forecast loss" --seeds 0
+    python tests/benchmarks/ablation.py --only "no forecast loss" --tasks milk --seeds 0
 
 Two simulated series, 1,024 short ones each, are scored as in the simulated suite of
 `examples/benchmark`; of two real series, which darts downloads unless `--data-dir` has
@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -87,7 +88,7 @@ def samples_of(model: DDSSMModel, contexts: list[TimeSeries], n: int) -> np.ndar
     return np.stack([forecast.all_values() for forecast in found]).transpose(3, 0, 1, 2)
 
 
-def walk(seed: int, arguments: dict[str, Any]) -> float:
+def walk(seed: int, arguments: dict[str, Any], data_dir: str | None) -> float:
     """Divergence of the bimodal walk's one-step forecasts to their true densities."""
     train = bimodal_random_walk(1024, simulated.LENGTH, random_state=10 * seed + 1)
     test = bimodal_random_walk(256, simulated.LENGTH, random_state=10 * seed + 2)
@@ -107,7 +108,7 @@ def walk(seed: int, arguments: dict[str, Any]) -> float:
     return simulated.jensen_shannon(samples, states, test.process)
 
 
-def signs(seed: int, arguments: dict[str, Any]) -> float:
+def signs(seed: int, arguments: dict[str, Any], data_dir: str | None) -> float:
     """Energy score of the switching signs' one-step forecasts."""
     train = switching_signs(1024, simulated.LENGTH, random_state=10 * seed + 1)
     test = switching_signs(256, simulated.LENGTH, random_state=10 * seed + 2)
@@ -117,21 +118,28 @@ def signs(seed: int, arguments: dict[str, Any]) -> float:
     return scores.energy_score(actual, samples)
 
 
-def of_real(name: str, data_dir: str | None) -> Callable[[int, dict[str, Any]], float]:
-    """CRPS of a real series."""
+def forecasts(
+    name: str, seed: int, arguments: dict[str, Any], data_dir: str | None
+) -> float:
+    """CRPS of rolling forecasts of a real series."""
     source = real.SERIES[name]
+    series, n = source.read(data_dir).astype(np.float32), source.horizon
+    start, end = int(0.6 * len(series)), int(0.8 * len(series))
+    model = fit(series[:start], (source.context, n), seed, arguments)
+    origins = np.arange(start, end - n + 1)
+    origins = origins[:: -(-len(origins) // NUM_FORECASTS)]
+    samples = samples_of(model, [series[:origin] for origin in origins], n)
+    actual = np.stack([series.values()[origin : origin + n] for origin in origins])
+    return scores.crps(actual, samples)
 
-    def score(seed: int, arguments: dict[str, Any]) -> float:
-        series, n = source.read(data_dir).astype(np.float32), source.horizon
-        start, end = int(0.6 * len(series)), int(0.8 * len(series))
-        model = fit(series[:start], (source.context, n), seed, arguments)
-        origins = np.arange(start, end - n + 1)
-        origins = origins[:: -(-len(origins) // NUM_FORECASTS)]
-        samples = samples_of(model, [series[:origin] for origin in origins], n)
-        actual = np.stack([series.values()[origin : origin + n] for origin in origins])
-        return scores.crps(actual, samples)
 
-    return score
+Score = Callable[[int, dict[str, Any], str | None], float]
+TASKS: dict[str, tuple[str, Score]] = {
+    "bimodal walk": ("JSD", walk),
+    "switching signs": ("energy score", signs),
+    "sunspots": ("CRPS", partial(forecasts, "sunspots")),
+    "milk": ("CRPS", partial(forecasts, "milk")),
+}
 
 
 def main() -> None:
@@ -139,28 +147,24 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "darts"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    tasks = {
-        "bimodal walk, JSD": walk,
-        "switching signs, energy score": signs,
-        "sunspots, CRPS": of_real("sunspots", args.data_dir),
-        "milk, CRPS": of_real("milk", args.data_dir),
-    }
     for part in args.only:
-        for task, score in tasks.items():
+        for task in args.tasks:
+            name, score = TASKS[task]
             start, found = time.perf_counter(), []
             for seed in args.seeds:
                 with ExitStack() as stack:
                     for target, value in PARTS[part].instead.items():
                         stack.enter_context(patch(target, value))
-                    found.append(score(seed, PARTS[part].arguments))
+                    found.append(score(seed, PARTS[part].arguments, args.data_dir))
             seconds = (time.perf_counter() - start) / len(args.seeds)
             each = ", ".join(f"{value:.4g}" for value in found)
             print(
-                f"{part}; {task}: {np.mean(found):.4g} ({each}), {seconds:.0f} s a seed",
+                f"{part}; {task}, {name}: {np.mean(found):.4g} ({each}), {seconds:.0f} s a seed",
                 flush=True,
             )
 

@@ -8,8 +8,9 @@ from sklearn.linear_model import Ridge
 
 from darts_ddssm.estimator.automatic import say_once
 from darts_ddssm.estimator.input_noise import (
-    DEFAULT_NOISE,
+    DEFAULT_LEVEL,
     NOISE_LEVELS,
+    SHARE_OF_LEVEL,
     _errors,
     _folds,
     automatic_input_noise,
@@ -20,11 +21,12 @@ from tests.helpers import noisy_sine, same, with_gaps
 
 
 def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:
-    """What is chosen for forecasts of 12 steps from 24, in the units of all series."""
+    """The level chosen for forecasts of 12 steps from 24, in the units of all series."""
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*map(torch.tensor, (np.nanmean(values, 0), np.nanstd(values, 0))))
     floor = instance_floor(series, 24, scale) if by_instance else None
-    return automatic_input_noise(series, 24, 0, 12, num_windows, scale, floor)
+    noise = automatic_input_noise(series, 24, 0, 12, num_windows, scale, floor)
+    return noise / SHARE_OF_LEVEL
 
 
 def white_noise(length: int = 200, seed: int = 0) -> TimeSeries:
@@ -65,7 +67,7 @@ def test_nothing_that_is_held_out_is_trained_on():
 
 @pytest.mark.parametrize("by_instance", (False, True))
 def test_a_series_that_repeats_itself_takes_least_and_noise_takes_most(by_instance):
-    assert level(repeated(), by_instance=by_instance) == NOISE_LEVELS[0]
+    assert level(repeated(), by_instance=by_instance) == pytest.approx(NOISE_LEVELS[0])
     assert level(white_noise(), by_instance=by_instance) >= 1.0
 
 
@@ -94,13 +96,14 @@ def test_gaps_are_filled_for_it():
 @pytest.mark.parametrize("length", (36, 46))
 def test_series_whose_windows_overlap_are_held_out_as_a_whole(length):
     """One window of each or eleven."""
-    assert level(*(white_noise(length, seed) for seed in range(60))) > DEFAULT_NOISE
-    assert level(*(repeated(length, seed) for seed in range(60))) == NOISE_LEVELS[0]
+    assert level(*(white_noise(length, seed) for seed in range(60))) > DEFAULT_LEVEL
+    least = level(*(repeated(length, seed) for seed in range(60)))
+    assert least == pytest.approx(NOISE_LEVELS[0])
 
 
 @pytest.mark.parametrize("length", (10, 36, 40))
 def test_few_windows_take_a_default(length):
-    assert level(white_noise(length)) == DEFAULT_NOISE
+    assert level(white_noise(length)) == pytest.approx(DEFAULT_LEVEL)
 
 
 def test_what_was_chosen_is_said_once(tiny, caplog):
