@@ -164,7 +164,8 @@ def main() -> None:
             seconds = (time.perf_counter() - start) / len(args.seeds)
             each = ", ".join(f"{value:.4g}" for value in found)
             print(
-                f"{part}; {task}, {name}: {np.mean(found):.4g} ({each}), {seconds:.0f} s a seed",
+                f"{part}; {task}, {name}: {np.mean(found):.4g} ({each}), "
+                f"{seconds:.0f} s a seed",
                 flush=True,
             )
 
