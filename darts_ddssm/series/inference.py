@@ -194,9 +194,9 @@ def _say_misses(groups: list[States]) -> None:
     misses = torch.stack([states.misses for states in groups]).any(0)
     if misses.any():
         logger.warning(
-            f"`DDSSMModel`: in {int(misses.sum())} of {len(misses)} series hardly a path of "
-            "the learned dynamics met the observation after a gap. There the encoder's paths "
-            "fill the gap, which may be too sure."
+            f"`DDSSMModel`: in {int(misses.sum())} of {len(misses)} series hardly a path "
+            "of the learned dynamics met the observation after a gap. There the encoder's "
+            "paths fill the gap, which may be too sure."
         )
 
 
