@@ -222,6 +222,12 @@ def test_many_short_series_take_more_updates_where_little_noise_suits_them():
     assert automatic_num_updates(1024, 1055, 0.001) == 800
 
 
+@pytest.mark.parametrize("noise", (0.0, 0.7, 1.0, 1.4, 3.0))
+def test_noise_shortens_no_training(noise):
+    """However much suits a short series: it would hardly be trained at all."""
+    assert automatic_num_updates(100, 100, noise) == 400
+
+
 def test_automatic_number_of_epochs_is_one_at_least():
     assert automatic_n_epochs(10**6, 10**6, 0.1, 32) == 1
 
