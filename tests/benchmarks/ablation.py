@@ -11,10 +11,8 @@ there, and 22 epochs on the simulated ones.
 """
 
 import argparse
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -25,6 +23,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from darts import TimeSeries
+from sampling import TRAINER
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.datasets import bimodal_random_walk, switching_signs
@@ -34,6 +33,7 @@ sys.path.append(str(Path(__file__).parents[2] / "examples" / "benchmark"))
 import real
 import scores
 import simulated
+from methods import quiet
 
 MODULE = "darts_ddssm.training.lightning_module."
 NUM_FORECASTS, NUM_SAMPLES = 40, 100
@@ -71,20 +71,16 @@ def fit(
     max_steps: int = -1,
 ) -> DDSSMModel:
     """Fit a model of default arguments but for some."""
-    trainer = {
-        "accelerator": "cpu",
-        "max_steps": max_steps,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "logger": False,
-    }
+    trainer = TRAINER | {"max_steps": max_steps}
     model = DDSSMModel(*lengths, random_state=seed, pl_trainer_kwargs=trainer, **arguments)
     return model.fit(series)
 
 
-def samples_of(model: DDSSMModel, contexts: list[TimeSeries], n: int) -> np.ndarray:
+def samples_of(
+    model: DDSSMModel, contexts: list[TimeSeries], n: int, num_samples: int = NUM_SAMPLES
+) -> np.ndarray:
     """Forecast each series: (S, N, n, C)."""
-    found = model.predict(n, contexts, num_samples=NUM_SAMPLES, random_state=0)
+    found = model.predict(n, contexts, num_samples=num_samples, random_state=0)
     return np.stack([forecast.all_values() for forecast in found]).transpose(3, 0, 1, 2)
 
 
@@ -100,11 +96,8 @@ def walk(seed: int, arguments: dict[str, Any], data_dir: str | None) -> float:
         NUM_UPDATES,
     )
     contexts = [series[:-1] for series in test.series]
-    found = model.predict(1, contexts, num_samples=512, random_state=0)
-    samples = np.stack([forecast.all_values() for forecast in found])
+    samples = samples_of(model, contexts, 1, simulated.NUM_SAMPLES)
     states = np.stack([z.values()[-2] for z in test.latents])
-    # (N, 1, 1, S) -> (S, N, 1, 1)
-    samples = samples.transpose(3, 0, 1, 2)
     return simulated.jensen_shannon(samples, states, test.process)
 
 
@@ -149,9 +142,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "darts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     for part in args.only:
         for task in args.tasks:
             name, score = TASKS[task]

@@ -17,6 +17,7 @@ import numpy as np
 import scoringrules as sr
 from darts import TimeSeries
 from darts.dataprocessing.transformers import Scaler
+from sampling import TRAINER
 from sklearn.preprocessing import StandardScaler
 
 from darts_ddssm import DDSSMModel
@@ -39,29 +40,22 @@ def standard_series(seed: int) -> np.ndarray:
 
 def scores(series: list[TimeSeries], own_scaler: bool, seed: int) -> np.ndarray:
     """CRPS of each series but the flat one, in units of its standard deviation."""
-    given = [s[:TRAIN] for s in series]
-    scaler = Scaler(StandardScaler()).fit(given)
     if own_scaler:
+        scaler = Scaler(StandardScaler()).fit([s[:TRAIN] for s in series])
         series = scaler.transform(series)
     series = [s.astype(np.float32) for s in series]
-    trainer = {
-        "accelerator": "cpu",
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "logger": False,
-    }
-    model = DDSSMModel(INPUT, HORIZON, random_state=seed, pl_trainer_kwargs=trainer)
+    model = DDSSMModel(INPUT, HORIZON, random_state=seed, pl_trainer_kwargs=TRAINER)
     model.fit([s[:TRAIN] for s in series])
-    found = []
-    for one in series[: len(SCALES) * len(OFFSETS)]:
-        origins = range(TRAIN, LENGTH - HORIZON + 1, STRIDE)
-        paths = model.predict(
-            HORIZON, [one[:t] for t in origins], num_samples=NUM_SAMPLES, random_state=0
-        )
-        samples = np.stack([path.all_values()[:, 0] for path in paths])
-        actual = np.stack([one.values()[t : t + HORIZON, 0] for t in origins])
-        found.append(sr.crps_ensemble(actual, samples).mean() / one.values().std())
-    return np.array(found)
+    scored = series[: len(SCALES) * len(OFFSETS)]
+    origins = range(TRAIN, LENGTH - HORIZON + 1, STRIDE)
+    pasts = [one[:t] for one in scored for t in origins]
+    paths = model.predict(HORIZON, pasts, num_samples=NUM_SAMPLES, random_state=0)
+    samples = np.stack([path.all_values()[:, 0] for path in paths])
+    values = np.stack([one.values()[:, 0] for one in scored])
+    actual = np.concatenate([[x[t : t + HORIZON] for t in origins] for x in values])
+    # (N * origins, n) -> (N, origins * n)
+    crps = sr.crps_ensemble(actual, samples).reshape(len(scored), -1)
+    return crps.mean(1) / values.std(1)
 
 
 def main() -> None:
