@@ -108,7 +108,7 @@ class DDSSMForecaster(BaseForecaster):
         in normalised units. ``None`` to choose it by cross-validation.
     patch_length
         Number of time steps that share one latent state. ``None`` for 1 in windows of
-        fewer than 36 steps, and for about twelve states in longer ones.
+        fewer than 36 steps, and for about 24 states in longer ones.
     likelihood
         The density of an observation given the state, one of darts' torch likelihoods.
         ``None`` for ``GaussianLikelihood()``.
