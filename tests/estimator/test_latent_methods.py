@@ -292,6 +292,16 @@ def test_what_was_observed_stays_and_gaps_are_filled(where, dtype):
     np.testing.assert_array_equal(series.all_values(), before)
 
 
+def test_a_gap_that_no_path_leads_through_is_said(caplog):
+    model = fitted()
+    far = np.where(np.arange(len(GAPS))[:, None] < 45, GAPS.values(), GAPS.values() + 50)
+    model.impute([GAPS.with_values(far), GAPS], num_samples=20, random_state=0)
+    assert "`DDSSMModel`: in 1 of 2 series hardly a path" in caplog.text
+    caplog.clear()
+    model.impute(GAPS, num_samples=20, random_state=0)
+    assert "hardly a path" not in caplog.text
+
+
 # --- simulation -----------------------------------------------------------------------
 
 
