@@ -366,7 +366,7 @@ def test_gaps_are_finite_wherever_they_are():
 
 @cache
 def short(transition: str) -> DDSSMModel:
-    """Return a model that takes a single value, trained."""
+    """Return a model that takes a single value, trained a little: proposals are wide."""
     model = tiny_model(
         input_chunk_length=1,
         output_chunk_length=11,
@@ -374,7 +374,7 @@ def short(transition: str) -> DDSSMModel:
         transition_order=1,
         overshooting_weight=0,
         num_solver_steps=16,
-        n_epochs=15,
+        n_epochs=5,
         optimizer_kwargs=FAST,
     )
     return model.fit(noisy_sine(200))
@@ -402,15 +402,15 @@ def densities(model: DDSSMModel, rows: np.ndarray, num_samples: int) -> np.ndarr
 def test_density_of_one_value_is_that_of_simulations(transition, num_samples):
     """It integrates to one and has their moments, within five standard errors.
 
-    The importance-weighted density is unbiased, though its logarithm is not. But the
-    encoder's proposals are narrow: rare weights that are missed account for 0.02.
+    The importance-weighted density is unbiased, though its logarithm is not. The grid may
+    account for 0.002.
     """
     model = short(transition)
     density = SPACE * densities(model, GRID[:, None], num_samples)
     simulated = model.simulate(1, num_samples=4000, random_state=0).all_values()[0, 0]
     for power in range(3):
         moment = (GRID[:, None] ** power * density).sum(0)
-        assert agree(moment, simulated**power, slack=0.02)
+        assert agree(moment, simulated**power, slack=0.002)
         assert standard_error(moment) < 0.2
 
 
