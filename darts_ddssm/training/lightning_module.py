@@ -463,12 +463,12 @@ class _DDSSMModule(PLForecastingModule):
         if loss is not None and not loss.isfinite():
             raise_log(
                 RuntimeError(
-                    f"The training loss became non-finite (`{loss.item()}`). Check that "
-                    "the covariates are scaled (e.g. with darts' `Scaler`), and the series "
-                    "where the likelihood is that of positive numbers, then try a "
+                    f"The training loss became non-finite (`{loss.item()}`). Try a "
                     "smaller learning rate (`optimizer_kwargs`) or a smaller "
-                    "`gradient_clip_val` (`pl_trainer_kwargs`). Checkpoints saved "
-                    "before this update are intact."
+                    "`gradient_clip_val` (`pl_trainer_kwargs`). Target and covariates are "
+                    "scaled inside, but where the likelihood is that of positive numbers "
+                    "the target is not: scale it (e.g. with darts' `Scaler`). Checkpoints "
+                    "saved before this update are intact."
                 )
             )
 
