@@ -9,6 +9,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullLocator
 
 # pictures go to files, on machines without a display too
 matplotlib.use("Agg")
@@ -90,8 +91,9 @@ def dots(table: pd.DataFrame, label: str, path: Path) -> None:
     axis.set_yticks(rows, table.index)
     axis.set_xscale("log")
     axis.set_xlabel(label)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
     axis.grid(alpha=0.3)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", frameon=False)
     save(figure, path)
