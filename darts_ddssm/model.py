@@ -232,9 +232,8 @@ class DDSSMModel(LatentMethods):
             likelihood with a location and a scale. ``None`` switches it on where the
             training series drift or differ in scale, that is, where in their last third
             the input chunk's mean and spread predict the output chunk better than those
-            of the first two thirds of all series or, if the chunk has 60 steps or more,
-            nearly as well. A chunk that hardly varies is divided by what the narrowest
-            chunks of the training set that do vary have.
+            of the first two thirds of all series. A chunk that hardly varies is divided
+            by what the narrowest chunks of the training set that do vary have.
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series under
@@ -571,8 +570,8 @@ class DDSSMModel(LatentMethods):
         )
         if by_instance:
             say_once(
-                "`DDSSMModel` normalises each window by its input chunk, which tells the "
-                "level and spread of what follows as well as the training set does. Pass "
+                "`DDSSMModel` normalises each window by its input chunk, since the "
+                "training series drift or differ in scale. Pass "
                 "`use_reversible_instance_norm=False` or `True` to decide it yourself."
             )
         return scales, floor, by_instance

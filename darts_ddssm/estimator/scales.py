@@ -21,10 +21,8 @@ from darts_ddssm.series.scaling import (
     is_constant,
 )
 
-# What a scale of each window must gain, in nats per value: to be no accident where the
-# input chunk is short. A long chunk tells its moments well, and a network that is given
-# them forecasts levels that it was not trained on: there the scale may lose a little.
-MIN_GAIN, MIN_GAIN_OF_LONG_CHUNK, LONG_CHUNK = 0.1, -0.15, 60
+# What a scale of each window must gain to be no accident, in nats per value.
+MIN_GAIN = 0.1
 
 # The spread of a covariate is at least this share of its range: the rare event of a
 # covariate of zeros and ones is a value of a few, not of hundreds.
@@ -134,8 +132,7 @@ def prefers_instance_scale(
     predictions of the output chunks in the last third are compared by likelihood: a
     Gaussian with the moments of that training set, and a Student t with the moments of the
     input chunk, which allows for the uncertainty of moments of a short chunk. The window's
-    own past must be better by a clear margin or, where the input chunk is long, not much
-    worse. Windows that are constant say nothing.
+    own past must be better by a clear margin. Windows that are constant say nothing.
 
     Parameters
     ----------
@@ -171,6 +168,5 @@ def prefers_instance_scale(
         gain = by_input.log_prob(ahead) - by_training_set.log_prob(ahead)
         # zeros after zeros are no reason to call the next pulse a thousand
         gains.append(torch.where(has_scale, gain, gain.clamp(max=0.0)))
-    least = MIN_GAIN if input_length < LONG_CHUNK else MIN_GAIN_OF_LONG_CHUNK
     # (n, N, C) of each series
-    return torch.cat([gain.flatten() for gain in gains]).nanmean().item() > least
+    return torch.cat([gain.flatten() for gain in gains]).nanmean().item() > MIN_GAIN

@@ -114,7 +114,7 @@ class DDSSMForecaster(BaseForecaster):
         ``None`` for ``GaussianLikelihood()``.
     use_reversible_instance_norm
         Whether each window is normalised by its input chunk. ``None`` to have it so where
-        the training series drift, and mostly with input chunks of 60 steps or more.
+        the training series drift.
     batch_size
         Number of windows in a training batch.
     n_epochs

@@ -80,12 +80,6 @@ def walk(seed: int) -> TimeSeries:
     return TimeSeries.from_values(x.astype(np.float32))
 
 
-def slow_wave() -> TimeSeries:
-    """A wave of ten input chunks or two."""
-    wave = np.sin(2 * np.pi * np.arange(1200) / 120)
-    return TimeSeries.from_values(wave.astype(np.float32))
-
-
 def prefers(series: list[TimeSeries], input_length: int = 12) -> bool:
     """What is decided for forecasts of six steps."""
     values = np.concatenate([one.values() for one in series])
@@ -127,21 +121,6 @@ def test_drift_is_recognised(series, drifts):
     assert prefers(series) == drifts
     # a single value has no scale
     assert not prefers(series, 1)
-
-
-@pytest.mark.parametrize(
-    "series, short, long",
-    [
-        # a long chunk knows the moments of a steady series, a short one does not
-        *((walk(seed), False, True) for seed in range(5)),
-        # of a slow wave it knows half
-        (slow_wave(), False, False),
-        (constant(3.0), False, False),
-    ],
-)
-def test_a_long_input_chunk_has_its_own_scale(series, short, long):
-    assert prefers([series], 12) is short
-    assert prefers([series], 60) is long
 
 
 @pytest.mark.parametrize("norm, by_instance", [(None, True), (True, True), (False, False)])
