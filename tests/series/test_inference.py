@@ -365,8 +365,8 @@ def test_gaps_are_finite_wherever_they_are():
 
 
 @cache
-def short(transition: str) -> DDSSMModel:
-    """Return a model that takes a single value, trained a little: proposals are wide."""
+def short(transition: str, n_epochs: int) -> DDSSMModel:
+    """Return a model that takes a single value, trained."""
     model = tiny_model(
         input_chunk_length=1,
         output_chunk_length=11,
@@ -374,7 +374,7 @@ def short(transition: str) -> DDSSMModel:
         transition_order=1,
         overshooting_weight=0,
         num_solver_steps=16,
-        n_epochs=5,
+        n_epochs=n_epochs,
         optimizer_kwargs=FAST,
     )
     return model.fit(noisy_sine(200))
@@ -398,19 +398,23 @@ def densities(model: DDSSMModel, rows: np.ndarray, num_samples: int) -> np.ndarr
     return np.exp(counts * np.reshape(scores, (-1, 8)))
 
 
+@pytest.mark.parametrize("n_epochs, slack", [(5, 0.002), (15, 0.02)])
 @pytest.mark.parametrize("transition, num_samples", [("diffusion", 32), ("gaussian", 2000)])
-def test_density_of_one_value_is_that_of_simulations(transition, num_samples):
+def test_density_of_one_value_is_that_of_simulations(
+    transition, num_samples, n_epochs, slack
+):
     """It integrates to one and has their moments, within five standard errors.
 
-    The importance-weighted density is unbiased, though its logarithm is not. The grid may
-    account for 0.002.
+    The importance-weighted density is unbiased, though its logarithm is not. But the longer
+    the encoder is trained, the narrower are its proposals for a single value: rare weights
+    that are missed account for 0.02 after 15 epochs, and the grid for 0.002.
     """
-    model = short(transition)
+    model = short(transition, n_epochs)
     density = SPACE * densities(model, GRID[:, None], num_samples)
     simulated = model.simulate(1, num_samples=4000, random_state=0).all_values()[0, 0]
     for power in range(3):
         moment = (GRID[:, None] ** power * density).sum(0)
-        assert agree(moment, simulated**power, slack=0.002)
+        assert agree(moment, simulated**power, slack=slack)
         assert standard_error(moment) < 0.2
 
 
