@@ -26,8 +26,8 @@ from darts_ddssm.estimator.questions import (
     ask,
     ask_by_window,
     ask_filtered,
-    has_gaps,
     histories_of,
+    is_as_in_training,
     transition_question,
 )
 from darts_ddssm.estimator.sequences import (
@@ -183,11 +183,13 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         data in its own units, so that a change of units by a factor shifts all values by
         its logarithm.
 
-        It is an importance-weighted estimate [1]_ over ``num_samples`` paths of the
-        posterior, or of a particle filter [2]_ for a series with gaps, which may have been
-        crossed in several ways. On average it does not exceed the true value, and it rises
-        towards it with ``num_samples``. Densities of a diffusion transition are those of
-        its probability flow [3]_, at a noise of 0.005 of the latent's scale.
+        It is an importance-weighted estimate [1]_ over ``num_samples`` paths: of the
+        posterior for a complete series of one or two training windows, and of a particle
+        filter [2]_ for others. Gaps may be crossed in several ways, and along a long series
+        the filter drops paths that have gone astray. On average the estimate does not
+        exceed the true value, and it rises towards it with ``num_samples``. Densities of a
+        diffusion transition are those of its probability flow [3]_, at a noise of 0.005 of
+        the latent's scale.
 
         With ``by_step=True`` it is a series of the log-densities of each step given the
         steps before it, by the particle filter. A low value marks an anomaly where it
@@ -267,10 +269,11 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
                 self._by_step(one, x[0]) for one, x in zip(sequence, found, strict=True)
             ]
             return of_steps[0] if single else of_steps
-        # the posterior of the encoder knows one way through a gap
-        gappy = np.array([has_gaps(sample) for sample in samples])
+        # The posterior knows one way through a gap, and is too sure of less data than it
+        # was trained on. Over a long series, hardly one of its paths has a weight.
+        suits = np.array([is_as_in_training(self, sample) for sample in samples])
         totals = np.empty(len(samples))
-        for question, places in ((LogLikelihood, ~gappy), (PredictiveLogDensities, gappy)):
+        for question, places in ((LogLikelihood, suits), (PredictiveLogDensities, ~suits)):
             if places.any():
                 asked = [samples[i] for i in places.nonzero()[0]]
                 # () or (1, M) -> ()

@@ -28,6 +28,9 @@ from darts_ddssm.estimator.sequences import (
 from darts_ddssm.series.inference import FilteredStates, Question, TransitionDraws
 from darts_ddssm.validation import check, check_positive_integer
 
+# Number of training windows up to which a series counts as about as long as one.
+MAX_WINDOWS = 2
+
 
 def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
     """Yield the places of at most ``batch_size`` samples of one length."""
@@ -177,11 +180,24 @@ def _joined(
     return joined
 
 
-def has_gaps(sample: Sample) -> bool:
-    """Tell whether any value before the last observed step is missing."""
+def is_as_in_training(model: MixedCovariatesTorchModel, sample: Sample) -> bool:
+    """Tell whether a series is of the kind that the posterior was trained on.
+
+    That is a complete one, about as long as a training window. What is missing at its end
+    does not count.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    sample
+        The series.
+    """
     missing = np.isnan(sample.past_target)
-    last = (~missing.all(1)).nonzero()[0].max(initial=-1)
-    return bool(missing[: last + 1].any())
+    length = (~missing.all(1)).nonzero()[0].max(initial=-1) + 1
+    shortest = window_length(model)
+    about_as_long = shortest <= length <= MAX_WINDOWS * shortest
+    return bool(about_as_long and not missing[:length].any())
 
 
 def part_of(sample: Sample, steps: slice) -> Sample:
