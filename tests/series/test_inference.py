@@ -275,17 +275,6 @@ def test_log_likelihood_of_a_series_unlike_training_windows_is_that_of_the_filte
     assert np.isclose(whole, by_step.mean(), rtol=0, atol=1e-5) == by_filter
 
 
-def test_long_series_are_no_less_likely():
-    """Per value, they are as likely as their parts, within five standard errors."""
-    model = trained()
-    how = {"num_samples": 100, "random_state": 0}
-    long = model.log_likelihood([noisy_sine(400, seed=i) for i in range(8)], **how)
-    parts = [noisy_sine(400, seed=i)[: 2 * WINDOW] for i in range(8)]
-    short = model.log_likelihood(parts, **how)
-    error = np.hypot(np.std(long), np.std(short)) / 8**0.5
-    assert np.mean(long) > np.mean(short) - 5 * error
-
-
 def test_an_outlier_has_the_lowest_log_density():
     values = SERIES.values(copy=True)
     values[40] += 3
