@@ -237,15 +237,23 @@ def test_loaded_weights_simulate_on_the_dates_of_covariates(tmp_path):
 
 
 def test_solver_steps_changed_after_training(tiny):
-    """They draw what the transition draws, and no more."""
+    """They draw what the transition draws, and no more.
+
+    That is so for the particle filter, too, which the likelihood of a long series is by.
+    """
     model = tiny(n_epochs=1).fit(SERIES)
-    few = everything(model)
+    few, few_of_window = (
+        everything(model),
+        model.log_likelihood(SERIES[:18], random_state=0),
+    )
     model.num_solver_steps = 9
     many = everything(model)
     assert {name for name in few if not np.array_equal(few[name], many[name])} == {
         "simulate",
         "sample_transition",
+        "log_likelihood",
     }
+    assert model.log_likelihood(SERIES[:18], random_state=0) == few_of_window
     model.num_solver_steps = 5
     assert equal(few, everything(model))
 
