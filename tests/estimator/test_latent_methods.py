@@ -242,10 +242,8 @@ def test_solver_steps_changed_after_training(tiny):
     That is so for the particle filter, too, which the likelihood of a long series is by.
     """
     model = tiny(n_epochs=1).fit(SERIES)
-    few, few_of_window = (
-        everything(model),
-        model.log_likelihood(SERIES[:18], random_state=0),
-    )
+    few = everything(model)
+    of_window = model.log_likelihood(SERIES[:WINDOW], random_state=0)
     model.num_solver_steps = 9
     many = everything(model)
     assert {name for name in few if not np.array_equal(few[name], many[name])} == {
@@ -253,7 +251,7 @@ def test_solver_steps_changed_after_training(tiny):
         "sample_transition",
         "log_likelihood",
     }
-    assert model.log_likelihood(SERIES[:18], random_state=0) == few_of_window
+    assert model.log_likelihood(SERIES[:WINDOW], random_state=0) == of_window
     model.num_solver_steps = 5
     assert equal(few, everything(model))
 
