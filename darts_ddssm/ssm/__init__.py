@@ -26,6 +26,7 @@ u_t                          inputs known at t: future and static covariates
 q_phi, p_psi, p_theta        posterior, transition, emission
 sigma, sigma_d               noise level, scale of the centred latent
 tau                          standard deviation of noise on the encoder's input
+kappa                        share of z_{t-1} that the posterior keeps, apart from g
 W, b                         drift: coefficients of the linear prediction of z_t
 B                            series or windows of a batch
 S                            samples of each series

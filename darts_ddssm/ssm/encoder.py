@@ -4,12 +4,12 @@ The variational posterior q_phi(z_{1:T} | x_{1:T}), structured as the exact one 
 .. math::
     q_\phi(z_{1:T} | x_{1:T}) = \prod_t q_\phi(z_t | z_{t-1}, x_{1:T}) , \qquad
     q_\phi(z_t | z_{t-1}, x_{1:T})
-        = N(z_{t-1} + g(z_{t-1}, h_t), \mathrm{diag}\, s^2(z_{t-1}, h_t)) ,
+        = N(\kappa z_{t-1} + g(z_{t-1}, h_t), \mathrm{diag}\, s^2(z_{t-1}, h_t)) ,
 
-with :math:`h_t` the state of a bidirectional GRU over the data. Given :math:`z_{t-1}` a
-Markov model needs :math:`x_{t:T}` alone. But where the transition remembers more than one
-latent, so does the exact posterior: the data before t stand for the earlier latents. At
-a missing value they tell where the series was heading.
+with :math:`h_t` the state of a bidirectional GRU over the data and :math:`\kappa` a fixed
+share. Given :math:`z_{t-1}` a Markov model needs :math:`x_{t:T}` alone. But where the
+transition remembers more than one latent, so does the exact posterior: the data before t
+stand for the earlier latents. At a missing value they tell where the series was heading.
 
 Letters as in :mod:`darts_ddssm.ssm`.
 """
@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Weights of the recursion: of z_{t-1}, of the output and its bias.
-Weights = tuple[Tensor, Tensor, Tensor]
+# Weights of the recursion: the share of z_{t-1} that is kept, and those of z_{t-1}, of the
+# output and its bias.
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class PosteriorPath(NamedTuple):
@@ -51,11 +52,11 @@ def _posterior_step(
     z: Tensor, projection: Tensor, noise: Tensor, floor: Tensor, weights: Weights
 ) -> tuple[Tensor, ...]:
     """One step of the recursion, from z_{t-1}, (..., D), to z_t and what made it."""
-    weight_in, weight_out, bias_out = weights
+    share_kept, weight_in, weight_out, bias_out = weights
     hidden = projection + z @ weight_in.T
     raw = nn.functional.linear(nn.functional.glu(hidden), weight_out, bias_out)
     change, raw_std = raw.chunk(2, dim=-1)
-    mean = z + change
+    mean = torch.addcmul(change, share_kept, z)
     std = nn.functional.softplus(raw_std) + floor
     return torch.addcmul(mean, std, noise), mean, std, hidden, raw_std
 
@@ -77,11 +78,12 @@ class _PosteriorPath(torch.autograd.Function):
         projection: Tensor,
         noise: Tensor,
         floor: Tensor,
+        share_kept: Tensor,
         weight_in: Tensor,
         weight_out: Tensor,
         bias_out: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        weights = (weight_in, weight_out, bias_out)
+        weights = (share_kept, weight_in, weight_out, bias_out)
         z = torch.zeros_like(noise[0])
         steps = []
         for projection_t, noise_t, floor_t in zip(projection, noise, floor, strict=True):
@@ -90,14 +92,16 @@ class _PosteriorPath(torch.autograd.Function):
         path, mean, std, hidden, raw_std = (
             torch.stack(x) for x in zip(*steps, strict=True)
         )
-        ctx.save_for_backward(path, noise, hidden, raw_std, weight_in, weight_out)
+        ctx.save_for_backward(
+            path, noise, hidden, raw_std, share_kept, weight_in, weight_out
+        )
         return path, mean, std
 
     @staticmethod
     def backward(
         ctx: Any, grad_path: Tensor, grad_mean: Tensor, grad_std: Tensor
     ) -> tuple[Tensor | None, ...]:
-        path, noise, hidden, raw_std, weight_in, weight_out = ctx.saved_tensors
+        path, noise, hidden, raw_std, share_kept, weight_in, weight_out = ctx.saved_tensors
         value, gate = hidden.chunk(2, dim=-1)
         gate = gate.sigmoid()
         activation = value * gate
@@ -114,7 +118,7 @@ class _PosteriorPath(torch.autograd.Function):
             # (B, H) -> (B, 2, H), through value and gate
             grad_activation = (grad_raw[t] @ weight_out).unsqueeze(-2)
             torch.mul(grad_activation, slope[t], out=grad_hidden[t])
-            carry = torch.addmm(change, grad_hidden[t].flatten(1), weight_in)
+            carry = torch.addmm(share_kept * change, grad_hidden[t].flatten(1), weight_in)
         # (T, B, 2, H) -> (T, B, 2 * H)
         grad_hidden = grad_hidden.flatten(2)
         # (T, B, ...) -> (T * B, ...)
@@ -122,6 +126,7 @@ class _PosteriorPath(torch.autograd.Function):
         previous = nn.functional.pad(path, (0, 0, 0, 0, 1, 0))[:-1].flatten(0, 1)
         return (
             grad_hidden,
+            None,
             None,
             None,
             flat_hidden.T @ previous,
@@ -136,8 +141,20 @@ class _PosteriorPath(torch.autograd.Function):
 # usual ones training settles on copying the data, noise and all, into the latent.
 GATE_GAIN = 10.0
 
+# Of more states than MANY_STATES a path keeps only this share from step to step, apart from
+# g. With all of it, the noise of a long window adds up before anything is learned, and a
+# little weight on z_{t-1} is soon an explosion.
+MANY_STATES, SHARE_KEPT = 48, 0.97
+
 # softplus of it, 0.2, is the standard deviation that every step starts with.
 INITIAL_RAW_STD = -1.5
+
+
+def _with_share_kept(
+    module: "Encoder", state: dict[str, Tensor], prefix: str, *args: Any
+) -> None:
+    """Add to loaded weights what those of earlier versions do not have: all was kept."""
+    state.setdefault(prefix + "share_kept", torch.ones_like(module.share_kept))
 
 
 class Encoder(nn.Module):
@@ -154,6 +171,8 @@ class Encoder(nn.Module):
     reach
         Number R of steps of a training window, at least 2.
     """
+
+    share_kept: Tensor
 
     def __init__(
         self, input_size: int, latent_dim: int, hidden_size: int, reach: int
@@ -174,15 +193,20 @@ class Encoder(nn.Module):
             for weight, fan_in in parts:
                 weight.uniform_(-(fan_in**-0.5), fan_in**-0.5)
                 weight[hidden_size:] *= GATE_GAIN
-        # g and the change of s start at zero: dz_t / dz_{t-1} is then the identity, and
-        # no product of Jacobians explodes over a long window.
+        share_kept = 1.0 if reach <= MANY_STATES else SHARE_KEPT
+        self.register_buffer("share_kept", torch.tensor(share_kept))
+        self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _with_share_kept
+        )
+        # g and the change of s start at zero: dz_t / dz_{t-1} is then at most the identity,
+        # and no product of Jacobians explodes over a long window.
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         nn.init.constant_(self.out.bias[latent_dim:], INITIAL_RAW_STD)
 
     @property
     def _weights(self) -> Weights:
-        return self.weight_in, self.out.weight, self.out.bias
+        return self.share_kept, self.weight_in, self.out.weight, self.out.bias
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute all that does not depend on z: (B, T, F) -> (T, B, 2 * H)."""

@@ -5,11 +5,20 @@ import pandas as pd
 import pytest
 import torch
 from darts.utils.likelihood_models.torch import GaussianLikelihood
+from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.estimator.automatic import say_once
 from darts_ddssm.ssm.state_space import StateSpaceModel
-from tests.helpers import agree, covariate, noisy_sine, same, tiny_model, with_gaps
+from tests.helpers import (
+    TRAINER,
+    agree,
+    covariate,
+    noisy_sine,
+    same,
+    tiny_model,
+    with_gaps,
+)
 
 # 12 and 6 steps: whole patches, and patches that reach beyond both chunks
 LENGTHS = [3, 4]
@@ -124,6 +133,22 @@ def test_the_length_of_a_long_window_is_said_once(tiny, caplog):
     # at a level that a plain script shows
     assert [record.levelname for record in said] == ["WARNING"]
     assert "patches of 3 steps" in said[0].message and "`patch_length`" in said[0].message
+
+
+def test_a_long_window_with_a_state_at_each_step_trains_from_the_start():
+    """Noise and a little weight do not add up along 600 states."""
+    losses = []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, *args):
+            losses.append(outputs["loss"].item())
+
+    trainer = TRAINER | {"max_steps": 6, "callbacks": [Losses()]}
+    model = DDSSMModel(
+        588, 12, patch_length=1, batch_size=8, random_state=0, pl_trainer_kwargs=trainer
+    )
+    model.fit(noisy_sine(700))
+    assert max(losses) < 5
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
