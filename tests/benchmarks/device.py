@@ -11,17 +11,16 @@ windows of all of them.
 
 import argparse
 import json
-import logging
 import resource
 import subprocess
 import sys
 import time
-import warnings
 
 import numpy as np
 import torch
 from darts import TimeSeries
 from pytorch_lightning.callbacks import Callback
+from quiet import quiet
 from torch.profiler import ProfilerActivity, profile
 
 from darts_ddssm import DDSSMModel
@@ -210,9 +209,7 @@ def main() -> None:
     parser.add_argument("--one-of", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "darts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     if args.one_of:
         one_of(args)
     elif args.processes:

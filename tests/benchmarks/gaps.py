@@ -8,13 +8,12 @@ interface, of series never trained on.
 """
 
 import argparse
-import logging
 import time
-import warnings
 
 import numpy as np
 import scoringrules as sr
 from darts import TimeSeries
+from quiet import quiet
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.datasets import BimodalRandomWalk
@@ -141,9 +140,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--num-series", type=int, default=64)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "darts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     process = BimodalRandomWalk(noise=args.noise)
     model = fit(process, args)
     test = process.simulate(args.num_series, LENGTH, 10 * args.seed + 2).series

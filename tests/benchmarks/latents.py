@@ -8,14 +8,13 @@ the public interface, of series never trained on.
 """
 
 import argparse
-import logging
 import time
-import warnings
 
 import numpy as np
 import scoringrules as sr
 import torch
 from darts import TimeSeries
+from quiet import quiet
 from sklearn.linear_model import LinearRegression
 
 from darts_ddssm import DDSSMModel
@@ -158,8 +157,7 @@ def main() -> None:
     parser.add_argument("--num-densities", type=int, default=64)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    quiet()
     test = linear_gaussian(args.num_test, LENGTH, random_state=args.seed + 1)
     model = fit(args)
     states(model, test)

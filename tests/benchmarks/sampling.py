@@ -12,10 +12,8 @@ rolling forecasts cost beside those of the same windows, and the memory of many 
 """
 
 import argparse
-import logging
 import resource
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from darts import TimeSeries
 from darts.models import RNNModel
 from darts.utils.likelihood_models.torch import GaussianLikelihood
 from gaps import divergence, fit
+from quiet import quiet
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.datasets import BimodalRandomWalk
@@ -186,9 +185,7 @@ def main() -> None:
     parser.add_argument("--in-bulk", action="store_true")
     parser.set_defaults(missing=0.0)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "darts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     if args.in_bulk:
         in_bulk()
         return

@@ -9,14 +9,13 @@ of each series' standard deviation, and what the raw series cost over the scaled
 """
 
 import argparse
-import logging
 import time
-import warnings
 
 import numpy as np
 import scoringrules as sr
 from darts import TimeSeries
 from darts.dataprocessing.transformers import Scaler
+from quiet import quiet
 from sampling import TRAINER
 from sklearn.preprocessing import StandardScaler
 
@@ -62,9 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "darts"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     for seed in args.seeds:
         standard = standard_series(seed)
         scales = np.repeat(SCALES, len(OFFSETS))[:, None]

@@ -8,15 +8,14 @@ on the same series with the same arguments, by turns. One thread by default.
 """
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 
 import numpy as np
 import pandas as pd
 import torch
 from darts import TimeSeries
+from quiet import quiet
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.sktime import DDSSMForecaster
@@ -49,8 +48,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=120)
     parser.add_argument("--updates", type=int, default=20)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    quiet()
     torch.set_num_threads(args.threads)
     arguments = dict(
         input_chunk_length=36,
