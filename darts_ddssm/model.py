@@ -28,10 +28,12 @@ from darts.utils.likelihood_models.torch import (
 )
 from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
+from torch import Tensor
 
 from darts_ddssm.estimator.automatic import (
     automatic_learning_rate,
     automatic_n_epochs,
+    automatic_num_updates,
     automatic_patch_length,
     even_patch_length,
     say_once,
@@ -46,7 +48,11 @@ from darts_ddssm.estimator.data_checks import (
     window_length,
 )
 from darts_ddssm.estimator.distillation import drop_sampler
-from darts_ddssm.estimator.input_noise import automatic_input_noise
+from darts_ddssm.estimator.input_noise import (
+    automatic_input_noise,
+    is_predictable,
+    ridge_errors,
+)
 from darts_ddssm.estimator.latent_methods import LatentMethods
 from darts_ddssm.estimator.scales import (
     instance_floor,
@@ -237,9 +243,10 @@ class DDSSMModel(LatentMethods):
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series under
-            little ``input_noise``, and at least one. If ``pl_trainer_kwargs`` has
-            ``max_steps``, ``None`` leaves the end of training to it; ``max_time`` may end
-            it earlier.
+            little ``input_noise``, and at least one epoch. A long series whose past says
+            little of what follows, by linear forecasts, takes fewer updates. If
+            ``pl_trainer_kwargs`` has ``max_steps``, ``None`` leaves the end of training to
+            it; ``max_time`` may end it earlier.
         **kwargs
             Optional arguments of the Lightning module, the trainer, and darts'
             :class:`TorchForecastingModel`, such as ``batch_size``,
@@ -490,16 +497,23 @@ class DDSSMModel(LatentMethods):
             return len(dataset)
         return min(num_observed_steps(series), len(dataset) * window_length(self))
 
-    def _automatic_n_epochs(self, dataset: TorchTrainingDataset, noise: float) -> int:
+    def _automatic_n_epochs(
+        self, dataset: TorchTrainingDataset, noise: float, predictable: bool
+    ) -> int:
         """Number of epochs of a training whose length the user leaves open."""
         if self.trainer_params.get("max_steps", -1) >= 0:
             return NO_LIMIT
-        num_windows, num_steps = len(dataset), self._num_steps(dataset)
-        number = automatic_n_epochs(num_windows, num_steps, noise, self.batch_size)
+        num_windows, num_series = len(dataset), len(getattr(dataset, "series", None) or [0])
+        of_set = num_windows, self._num_steps(dataset), num_series
+        wanted = automatic_num_updates(*of_set, noise, predictable)
+        number = automatic_n_epochs(wanted, num_windows, self.batch_size)
         num_updates = number * math.ceil(num_windows / self.batch_size)
+        # what would be made if the past said more
+        more = automatic_num_updates(*of_set, noise, True)
+        reason = ", since the past says little of what follows" if wanted < more else ""
         say_once(
-            f"`DDSSMModel` trains for {number} epochs, about {num_updates} updates. Pass "
-            "`n_epochs` to decide it yourself."
+            f"`DDSSMModel` trains for {number} epochs, about {num_updates} "
+            f"updates{reason}. Pass `n_epochs` to decide it yourself."
         )
         return number
 
@@ -519,9 +533,11 @@ class DDSSMModel(LatentMethods):
         # darts refuses an empty dataset
         if len(train_dataset) > 0:
             scales = self.model.all_scales if self.model else self._scales(train_dataset)
-            noise = self._input_noise(train_dataset, *scales)
+            errors = self._ridge_errors(train_dataset, *scales)
+            noise = self._input_noise(errors, len(train_dataset))
             if epochs == 0 and self.n_epochs is None:
-                epochs = self._automatic_n_epochs(train_dataset, noise)
+                predictable = is_predictable(errors)
+                epochs = self._automatic_n_epochs(train_dataset, noise, predictable)
         params = super()._setup_for_train(
             train_dataset, val_dataset, trainer, verbose, epochs, *args, **kwargs
         )
@@ -576,26 +592,29 @@ class DDSSMModel(LatentMethods):
             )
         return scales, floor, by_instance
 
-    def _input_noise(
+    def _ridge_errors(
         self,
         dataset: TorchTrainingDataset,
         scales: TrainingScales,
         floor: InstanceFloor,
         by_instance: bool,
-    ) -> float:
-        """`input_noise`, or what is chosen where there is none."""
-        level = self.model_params["input_noise"]
-        if level is not None:
-            return float(level)
-        level = automatic_input_noise(
+    ) -> Tensor | None:
+        """Errors of linear forecasts of the training set, by which it is trained."""
+        return ridge_errors(
             getattr(dataset, "series", []),
             self.input_chunk_length,
             self.output_chunk_shift,
             self.output_chunk_length,
-            len(dataset),
             scales.target,
             floor if by_instance else None,
         )
+
+    def _input_noise(self, errors: Tensor | None, num_windows: int) -> float:
+        """`input_noise`, or what is chosen where there is none."""
+        level = self.model_params["input_noise"]
+        if level is not None:
+            return float(level)
+        level = automatic_input_noise(errors, num_windows)
         say_once(
             f"`DDSSMModel` trains with noise of about {level:.1g} on its input, by "
             "cross-validation. Pass `input_noise` to decide it yourself."

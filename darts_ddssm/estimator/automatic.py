@@ -64,37 +64,40 @@ def even_patch_length(output_length: int, longest: int) -> int:
     return math.ceil(output_length / math.ceil(output_length / longest))
 
 
-def automatic_num_updates(num_windows: int, num_steps: int, input_noise: float) -> int:
+def automatic_num_updates(
+    num_windows: int, num_steps: int, num_series: int, input_noise: float, predictable: bool
+) -> int:
     """Return the number of updates of a training, in hundreds.
 
     Parameters
     ----------
-    num_windows, num_steps
-        Windows and observed steps of the training set.
+    num_windows, num_steps, num_series
+        Windows, observed steps and series of the training set.
     input_noise
         Standard deviation of the noise on the input. Where much suits the series, there is
         little to learn, and a long training learns the windows by heart.
+    predictable
+        Whether the past says much of what follows. If not, the steps of a long series count
+        less, the more there are.
     """
-    num_examples = num_steps if input_noise <= LITTLE_NOISE else num_windows
+    num_examples: float = num_steps if input_noise <= LITTLE_NOISE else num_windows
+    if not predictable:
+        num_examples /= math.sqrt(max(num_examples / num_series / FEW_EXAMPLES, 1.0))
     updates = MIN_UPDATES * math.sqrt(num_examples / FEW_EXAMPLES)
     return 100 * round(min(max(updates, MIN_UPDATES), MAX_UPDATES) / 100)
 
 
-def automatic_n_epochs(
-    num_windows: int, num_steps: int, input_noise: float, batch_size: int
-) -> int:
-    """Return the number of epochs that make about as many updates, at least one.
+def automatic_n_epochs(num_updates: int, num_windows: int, batch_size: int) -> int:
+    """Return the number of epochs that make about so many updates, at least one.
 
     Parameters
     ----------
-    num_windows, num_steps, input_noise
-        As for :func:`automatic_num_updates`.
+    num_updates, num_windows
+        Updates of the training and windows of the training set.
     batch_size
         Number of windows of an update.
     """
-    num_batches = math.ceil(num_windows / batch_size)
-    updates = automatic_num_updates(num_windows, num_steps, input_noise)
-    return max(round(updates / num_batches), 1)
+    return max(round(num_updates / math.ceil(num_windows / batch_size)), 1)
 
 
 def automatic_learning_rate(num_windows: int) -> float:

@@ -1,5 +1,5 @@
 r"""
-How much noise is added to the input of the encoder in training, by cross-validation.
+What linear forecasts tell of a training set: how much noise suits its input, and how long.
 
 A training set of a few series has few windows that differ, and a network soon knows them
 by heart: its forecasts become too sure of themselves. Noise on the input keeps it from
@@ -7,6 +7,9 @@ telling them apart. For a linear forecast, noise of standard deviation :math:`\t
 windows is a ridge penalty of :math:`N \tau^2` [1]_. Which penalty suits a series can then
 be computed in closed form: next to none for a series that repeats itself exactly, a high
 one where the past hardly tells what follows.
+
+The errors under all penalties tell more. Where the highest one costs little, there is
+little in the past that a long training could find, and much to be learned by heart.
 
 Letters as in :mod:`darts_ddssm.ssm`.
 
@@ -16,6 +19,7 @@ References
        Neural Computation 7, 1995.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,16 +57,20 @@ MAX_WINDOWS, MAX_INPUTS = 4000, 512
 FEW_WINDOWS = 100
 
 
-def automatic_input_noise(
+# The past tells of the future where the forecast under the highest level is off by so many
+# times what the best one is, at least.
+LEAST_GAIN = 1.3
+
+
+def ridge_errors(
     series: Sequence[TimeSeries],
     input_length: int,
     gap: int,
     output_length: int,
-    num_windows: int,
     scale: Scale,
     floor: InstanceFloor | None,
-) -> float:
-    """Return a share of the noise whose ridge penalty forecasts the training series best.
+) -> Tensor | None:
+    """Return the errors of linear forecasts of the training series by cross-validation.
 
     Each component is forecast linearly from its own input chunk, by the same weights for
     all components and series. A part of all series is held out at a time. Windows whose
@@ -74,8 +82,6 @@ def automatic_input_noise(
         The training series. Gaps are filled by interpolation.
     input_length, gap, output_length
         Steps of the input chunk, between the chunks, and of the output chunk.
-    num_windows
-        Number of windows of the training set.
     scale
         The scale of the training set.
     floor
@@ -83,8 +89,9 @@ def automatic_input_noise(
 
     Returns
     -------
-    float
-        Standard deviation of the noise, in units of normalised values.
+    Tensor
+        Logarithm of the mean absolute error under the ridge penalty of each of
+        ``NOISE_LEVELS``. ``None`` where there are too few windows.
     """
     length = input_length + gap + output_length
     shift, spread = scale
@@ -102,20 +109,45 @@ def automatic_input_noise(
         outputs.append(normalised[1])
         trains.append(train)
         helds.append(held)
-    share = SHARE_OF_LEVEL * min(FEW_WINDOWS / num_windows, 1.0)
     if not inputs:
-        return share * DEFAULT_LEVEL
+        return None
     x, y = torch.cat(inputs), torch.cat(outputs)
     errors = [
         _errors(x[train], y[train], x[held], y[held])
         for train, held in zip(torch.cat(trains, 1), torch.cat(helds, 1), strict=True)
         if train.any() and held.any()
     ]
-    error = torch.stack(errors).mean(0) if errors else torch.full((1,), torch.nan)
-    if not error.isfinite().all():
+    if not errors:
+        return None
+    error = torch.stack(errors).mean(0)
+    return error if error.isfinite().all() else None
+
+
+def automatic_input_noise(errors: Tensor | None, num_windows: int) -> float:
+    """Return a share of the noise whose ridge penalty forecasts the training series best.
+
+    Parameters
+    ----------
+    errors
+        Result of :func:`ridge_errors`.
+    num_windows
+        Number of windows of the training set.
+
+    Returns
+    -------
+    float
+        Standard deviation of the noise, in units of normalised values.
+    """
+    share = SHARE_OF_LEVEL * min(FEW_WINDOWS / num_windows, 1.0)
+    if errors is None:
         return share * DEFAULT_LEVEL
-    best = int((error <= error.min() + TOLERANCE).nonzero().min())
+    best = int((errors <= errors.min() + TOLERANCE).nonzero().min())
     return share * NOISE_LEVELS[best]
+
+
+def is_predictable(errors: Tensor | None) -> bool:
+    """Tell whether the past says much of what follows, given the :func:`ridge_errors`."""
+    return errors is None or bool(errors[-1] - errors.min() >= math.log(LEAST_GAIN))
 
 
 def _filled(series: TimeSeries) -> TimeSeries:

@@ -14,18 +14,26 @@ from darts_ddssm.estimator.input_noise import (
     _errors,
     _folds,
     automatic_input_noise,
+    is_predictable,
+    ridge_errors,
 )
 from darts_ddssm.estimator.scales import instance_floor
 from darts_ddssm.series.scaling import Scale
 from tests.helpers import noisy_sine, same, with_gaps
 
 
-def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:
-    """The level chosen for forecasts of 12 steps from 24, in the units of all series."""
+def errors_of(*series: TimeSeries, by_instance: bool = False) -> torch.Tensor | None:
+    """Errors of forecasts of 12 steps from 24, in the units of all series."""
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*map(torch.tensor, (np.nanmean(values, 0), np.nanstd(values, 0))))
     floor = instance_floor(series, 24, scale) if by_instance else None
-    noise = automatic_input_noise(series, 24, 0, 12, num_windows, scale, floor)
+    return ridge_errors(series, 24, 0, 12, scale, floor)
+
+
+def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:
+    """The level chosen by these errors."""
+    errors = errors_of(*series, by_instance=by_instance)
+    noise = automatic_input_noise(errors, num_windows)
     # as exact as the levels are written
     return round(noise / SHARE_OF_LEVEL, 12)
 
@@ -70,6 +78,16 @@ def test_nothing_that_is_held_out_is_trained_on():
 def test_a_series_that_repeats_itself_takes_least_and_noise_takes_most(by_instance):
     assert level(repeated(), by_instance=by_instance) == NOISE_LEVELS[0]
     assert level(white_noise(), by_instance=by_instance) >= 1.0
+
+
+@pytest.mark.parametrize("by_instance", (False, True))
+def test_whose_past_says_what_follows(by_instance):
+    """The past of a sine does, that of white noise does not; of few windows none knows."""
+    found = [
+        is_predictable(errors_of(series, by_instance=by_instance))
+        for series in (noisy_sine(400), repeated(), white_noise(400), white_noise(36))
+    ]
+    assert found == [True, True, False, True]
 
 
 def test_units_do_not_matter():

@@ -200,15 +200,15 @@ def test_training_that_is_extended_has_a_schedule_of_its_own(tiny):
 )
 def test_automatic_number_of_epochs_makes_as_many_updates(num_windows, batch_size):
     num_batches = math.ceil(num_windows / batch_size)
-    updates = automatic_n_epochs(num_windows, 9999, 0.1, batch_size) * num_batches
-    expected = automatic_num_updates(num_windows, 9999, 0.1)
+    expected = automatic_num_updates(num_windows, 9999, 1, 0.1, True)
+    updates = automatic_n_epochs(expected, num_windows, batch_size) * num_batches
     assert abs(updates - expected) <= num_batches / 2
 
 
 def test_more_windows_take_more_updates_and_a_higher_rate():
     """Between bounds."""
     sizes = (1, 100, 300, 1200, 10_000, 10**7)
-    numbers = [automatic_num_updates(n, 10**7, 0.1) for n in sizes]
+    numbers = [automatic_num_updates(n, 10**7, 1, 0.1, True) for n in sizes]
     assert numbers == [400, 400, 400, 800, 2300, 3500]
     rates = [automatic_learning_rate(n) for n in (1, 100, 300, 1000, 10**7)]
     assert rates == sorted(rates)
@@ -217,27 +217,36 @@ def test_more_windows_take_more_updates_and_a_higher_rate():
 
 def test_many_short_series_take_more_updates_where_little_noise_suits_them():
     """A thousand series of a window each tell more than as many windows of one."""
-    assert automatic_num_updates(1024, 32 * 1024, 0.001) == 3500
-    assert automatic_num_updates(1024, 32 * 1024, 0.01) == 700
-    assert automatic_num_updates(1024, 1055, 0.001) == 800
+    assert automatic_num_updates(1024, 32 * 1024, 1024, 0.001, True) == 3500
+    assert automatic_num_updates(1024, 32 * 1024, 1024, 0.01, True) == 700
+    assert automatic_num_updates(1024, 1055, 1, 0.001, True) == 800
+
+
+def test_a_long_series_whose_past_says_little_takes_fewer_updates():
+    """But many short series take as many as ever."""
+    assert automatic_num_updates(4777, 4800, 1, 0.001, True) == 1600
+    assert automatic_num_updates(4777, 4800, 1, 0.001, False) == 800
+    for predictable in (False, True):
+        assert automatic_num_updates(250, 300, 1, 0.001, predictable) == 400
+        assert automatic_num_updates(1024, 32 * 1024, 1024, 0.001, predictable) == 3500
 
 
 @pytest.mark.parametrize("noise", (0.0, 0.7, 1.0, 1.4, 3.0))
 def test_noise_shortens_no_training(noise):
     """However much suits a short series: it would hardly be trained at all."""
-    assert automatic_num_updates(100, 100, noise) == 400
+    assert automatic_num_updates(100, 100, 1, noise, True) == 400
 
 
 def test_automatic_number_of_epochs_is_one_at_least():
-    assert automatic_n_epochs(10**6, 10**6, 0.1, 32) == 1
+    assert automatic_n_epochs(3500, 10**6, 32) == 1
 
 
 def test_steps_that_are_counted(tiny, monkeypatch):
     """Observed ones, in many short series as in one, and none outside of the windows."""
     counted = []
     monkeypatch.setattr(
-        "darts_ddssm.model.automatic_n_epochs",
-        lambda windows, steps, *rest: counted.append((windows, steps)) or 1,
+        "darts_ddssm.model.automatic_num_updates",
+        lambda *sizes: counted.append(sizes[:3]) or 1,
     )
     values = noisy_sine().values()
     values[3:10] = np.nan
@@ -246,12 +255,14 @@ def test_steps_that_are_counted(tiny, monkeypatch):
         tiny(n_epochs=None).fit(given)
     tiny(n_epochs=None).fit(series, max_samples_per_ts=2)
     # windows of 18 steps; darts takes as many of each series
-    assert counted == [(63, 80 - 7), (2 * 23, 60 - 7), (2, 2 * 18)]
+    expected = [(63, 80 - 7, 1), (2 * 23, 60 - 7, 2), (2, 2 * 18, 1)]
+    # with what the past says and as if it said much
+    assert counted == [sizes for sizes in expected for _ in range(2)]
 
 
 def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
     """About so many updates, said once; or until the trainer ends it."""
-    short = "darts_ddssm.estimator.automatic.automatic_num_updates"
+    short = "darts_ddssm.model.automatic_num_updates"
     monkeypatch.setattr(short, lambda *sizes: 13)
     say_once.cache_clear()
     for _ in range(2):
