@@ -28,7 +28,6 @@ from darts.utils.likelihood_models.torch import (
 )
 from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
-from torch import Tensor
 
 from darts_ddssm.estimator.automatic import (
     automatic_learning_rate,
@@ -49,9 +48,10 @@ from darts_ddssm.estimator.data_checks import (
 )
 from darts_ddssm.estimator.distillation import drop_sampler
 from darts_ddssm.estimator.input_noise import (
+    ForecastErrors,
     automatic_input_noise,
+    forecast_errors,
     is_predictable,
-    ridge_errors,
 )
 from darts_ddssm.estimator.latent_methods import LatentMethods
 from darts_ddssm.estimator.scales import (
@@ -244,7 +244,7 @@ class DDSSMModel(LatentMethods):
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series under
             little ``input_noise``, and at least one epoch. A long series whose past says
-            little of what follows, by linear forecasts, takes fewer updates. If
+            little of what follows, by simple forecasts, takes fewer updates. If
             ``pl_trainer_kwargs`` has ``max_steps``, ``None`` leaves the end of training to
             it; ``max_time`` may end it earlier.
         **kwargs
@@ -533,7 +533,7 @@ class DDSSMModel(LatentMethods):
         # darts refuses an empty dataset
         if len(train_dataset) > 0:
             scales = self.model.all_scales if self.model else self._scales(train_dataset)
-            errors = self._ridge_errors(train_dataset, *scales)
+            errors = self._forecast_errors(train_dataset, *scales)
             noise = self._input_noise(errors, len(train_dataset))
             if epochs == 0 and self.n_epochs is None:
                 predictable = is_predictable(errors)
@@ -592,15 +592,15 @@ class DDSSMModel(LatentMethods):
             )
         return scales, floor, by_instance
 
-    def _ridge_errors(
+    def _forecast_errors(
         self,
         dataset: TorchTrainingDataset,
         scales: TrainingScales,
         floor: InstanceFloor,
         by_instance: bool,
-    ) -> Tensor | None:
-        """Errors of linear forecasts of the training set, by which it is trained."""
-        return ridge_errors(
+    ) -> ForecastErrors | None:
+        """Errors of simple forecasts of the training set, by which it is trained."""
+        return forecast_errors(
             getattr(dataset, "series", []),
             self.input_chunk_length,
             self.output_chunk_shift,
@@ -609,7 +609,7 @@ class DDSSMModel(LatentMethods):
             floor if by_instance else None,
         )
 
-    def _input_noise(self, errors: Tensor | None, num_windows: int) -> float:
+    def _input_noise(self, errors: ForecastErrors | None, num_windows: int) -> float:
         """`input_noise`, or what is chosen where there is none."""
         level = self.model_params["input_noise"]
         if level is not None:

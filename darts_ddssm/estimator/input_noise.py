@@ -1,5 +1,5 @@
 r"""
-What linear forecasts tell of a training set: how much noise suits its input, and how long.
+What simple forecasts tell of a training set: the noise and the length that suit a training.
 
 A training set of a few series has few windows that differ, and a network soon knows them
 by heart: its forecasts become too sure of themselves. Noise on the input keeps it from
@@ -8,8 +8,9 @@ windows is a ridge penalty of :math:`N \tau^2` [1]_. Which penalty suits a serie
 be computed in closed form: next to none for a series that repeats itself exactly, a high
 one where the past hardly tells what follows.
 
-The errors under all penalties tell more. Where the highest one costs little, there is
-little in the past that a long training could find, and much to be learned by heart.
+The errors tell more. Nearest neighbours forecast dynamics that are not linear. Where
+neither they nor the best penalty are far ahead of the highest one, there is little in the
+past that a long training could find, and much to be learned by heart.
 
 Letters as in :mod:`darts_ddssm.ssm`.
 
@@ -21,6 +22,7 @@ References
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -61,19 +63,41 @@ FEW_WINDOWS = 100
 # times what the best one is, at least.
 LEAST_GAIN = 1.3
 
+# How many neighbours make a forecast, by how many of the last values they are near, and the
+# most rows that are compared.
+NUM_NEIGHBOURS, NUM_LAST, MAX_ROWS = 10, 3, 2000
 
-def ridge_errors(
+
+class ForecastErrors(NamedTuple):
+    """Errors of forecasts of held-out windows.
+
+    Each is the logarithm of the mean absolute error, averaged over the steps of the output
+    chunk: each step counts the same, however uncertain it is.
+
+    Attributes
+    ----------
+    linear
+        Of a ridge regression under the penalty of each of ``NOISE_LEVELS``.
+    neighbours
+        Of the mean of what followed the nearest neighbours, a scalar.
+    """
+
+    linear: Tensor
+    neighbours: Tensor
+
+
+def forecast_errors(
     series: Sequence[TimeSeries],
     input_length: int,
     gap: int,
     output_length: int,
     scale: Scale,
     floor: InstanceFloor | None,
-) -> Tensor | None:
-    """Return the errors of linear forecasts of the training series by cross-validation.
+) -> ForecastErrors | None:
+    """Return the errors of forecasts of the training series by cross-validation.
 
-    Each component is forecast linearly from its own input chunk, by the same weights for
-    all components and series. A part of all series is held out at a time. Windows whose
+    Each component is forecast from its own input chunk, in the same way for all components
+    and series. A part of all series is held out at a time. Windows whose
     output chunk overlaps those of that part are left out.
 
     Parameters
@@ -89,9 +113,8 @@ def ridge_errors(
 
     Returns
     -------
-    Tensor
-        Logarithm of the mean absolute error under the ridge penalty of each of
-        ``NOISE_LEVELS``. ``None`` where there are too few windows.
+    ForecastErrors
+        The errors. ``None`` where there are too few windows.
     """
     length = input_length + gap + output_length
     shift, spread = scale
@@ -112,24 +135,27 @@ def ridge_errors(
     if not inputs:
         return None
     x, y = torch.cat(inputs), torch.cat(outputs)
-    errors = [
-        _errors(x[train], y[train], x[held], y[held])
-        for train, held in zip(torch.cat(trains, 1), torch.cat(helds, 1), strict=True)
-        if train.any() and held.any()
-    ]
-    if not errors:
+    linear, neighbours = [], []
+    for train, held in zip(torch.cat(trains, 1), torch.cat(helds, 1), strict=True):
+        if train.any() and held.any():
+            rows = x[train], y[train], x[held], y[held]
+            # (N, C, T) -> (N * C, T)
+            flat = [each.flatten(0, 1) for each in rows]
+            linear.append(_ridge_errors(*flat))
+            neighbours.append(_neighbours_error(*flat))
+    if not linear:
         return None
-    error = torch.stack(errors).mean(0)
-    return error if error.isfinite().all() else None
+    errors = ForecastErrors(torch.stack(linear).mean(0), torch.stack(neighbours).mean())
+    return errors if errors.linear.isfinite().all() else None
 
 
-def automatic_input_noise(errors: Tensor | None, num_windows: int) -> float:
+def automatic_input_noise(errors: ForecastErrors | None, num_windows: int) -> float:
     """Return a share of the noise whose ridge penalty forecasts the training series best.
 
     Parameters
     ----------
     errors
-        Result of :func:`ridge_errors`.
+        Result of :func:`forecast_errors`.
     num_windows
         Number of windows of the training set.
 
@@ -141,13 +167,22 @@ def automatic_input_noise(errors: Tensor | None, num_windows: int) -> float:
     share = SHARE_OF_LEVEL * min(FEW_WINDOWS / num_windows, 1.0)
     if errors is None:
         return share * DEFAULT_LEVEL
-    best = int((errors <= errors.min() + TOLERANCE).nonzero().min())
+    best = int((errors.linear <= errors.linear.min() + TOLERANCE).nonzero().min())
     return share * NOISE_LEVELS[best]
 
 
-def is_predictable(errors: Tensor | None) -> bool:
-    """Tell whether the past says much of what follows, given the :func:`ridge_errors`."""
-    return errors is None or bool(errors[-1] - errors.min() >= math.log(LEAST_GAIN))
+def is_predictable(errors: ForecastErrors | None) -> bool:
+    """Tell whether the past says much of what follows.
+
+    Parameters
+    ----------
+    errors
+        Result of :func:`forecast_errors`.
+    """
+    if errors is None:
+        return True
+    least = errors.linear.min().minimum(errors.neighbours)
+    return bool(errors.linear[-1] - least >= math.log(LEAST_GAIN))
 
 
 def _filled(series: TimeSeries) -> TimeSeries:
@@ -197,21 +232,16 @@ def _folds(starts: Tensor, output_length: int, number: int = 0) -> tuple[Tensor,
     return train, held
 
 
-def _errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tensor:
+def _ridge_errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tensor:
     """Error of a ridge regression under the penalty of each level.
-
-    It is the logarithm of the mean absolute error, averaged over the steps of the output
-    chunk: each step counts the same, however uncertain it is.
 
     Parameters
     ----------
     x, y
-        Inputs and outputs that are trained on, (N, C, I) and (N, C, n).
+        Inputs and outputs that are trained on, (N, I) and (N, n).
     x_held, y_held
         Inputs and outputs that are held out.
     """
-    # (N, C, T) -> (N * C, T)
-    x, y, x_held, y_held = (part.flatten(0, 1) for part in (x, y, x_held, y_held))
     centre_x, centre_y = x.mean(0), y.mean(0)
     x, y = x - centre_x, y - centre_y
     # one decomposition for the penalties of all levels
@@ -223,3 +253,21 @@ def _errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tensor:
         shrunk = products / (values.clamp(min=0.0) + len(x) * level**2).unsqueeze(-1)
         errors.append((projected @ shrunk + centre_y - y_held).abs().mean(0).log().mean())
     return torch.stack(errors)
+
+
+def _neighbours_error(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tensor:
+    """Error of the mean of what followed those inputs whose last values are nearest.
+
+    Parameters
+    ----------
+    x, y, x_held, y_held
+        As for :func:`_ridge_errors`. Some rows, evenly spaced, stand for all.
+    """
+    x, y, x_held, y_held = (
+        part[:: math.ceil(len(part) / MAX_ROWS)] for part in (x, y, x_held, y_held)
+    )
+    distances = torch.cdist(x_held[:, -NUM_LAST:], x[:, -NUM_LAST:])
+    nearest = distances.topk(min(NUM_NEIGHBOURS, len(x)), largest=False).indices
+    # (N', k, n) -> (N', n)
+    forecast = y[nearest].mean(1)
+    return (forecast - y_held).abs().mean(0).log().mean()

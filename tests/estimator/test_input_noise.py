@@ -5,29 +5,32 @@ import pytest
 import torch
 from darts import TimeSeries
 from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsRegressor
 
 from darts_ddssm.estimator.automatic import say_once
 from darts_ddssm.estimator.input_noise import (
     DEFAULT_LEVEL,
     NOISE_LEVELS,
     SHARE_OF_LEVEL,
-    _errors,
+    ForecastErrors,
     _folds,
+    _neighbours_error,
+    _ridge_errors,
     automatic_input_noise,
+    forecast_errors,
     is_predictable,
-    ridge_errors,
 )
 from darts_ddssm.estimator.scales import instance_floor
 from darts_ddssm.series.scaling import Scale
 from tests.helpers import noisy_sine, same, with_gaps
 
 
-def errors_of(*series: TimeSeries, by_instance: bool = False) -> torch.Tensor | None:
+def errors_of(*series: TimeSeries, by_instance: bool = False) -> ForecastErrors | None:
     """Errors of forecasts of 12 steps from 24, in the units of all series."""
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*map(torch.tensor, (np.nanmean(values, 0), np.nanstd(values, 0))))
     floor = instance_floor(series, 24, scale) if by_instance else None
-    return ridge_errors(series, 24, 0, 12, scale, floor)
+    return forecast_errors(series, 24, 0, 12, scale, floor)
 
 
 def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:
@@ -55,7 +58,8 @@ def test_noise_is_that_of_the_best_ridge_regression():
     x, held = rng.standard_normal((2, 30, 2, 5))
     weights = rng.standard_normal((5, 3))
     y, y_held = (part @ weights + rng.standard_normal((30, 2, 3)) for part in (x, held))
-    errors = _errors(*map(torch.from_numpy, (x, y, held, y_held)))
+    parts = (torch.from_numpy(part).flatten(0, 1) for part in (x, y, held, y_held))
+    errors = _ridge_errors(*parts)
     for noise, error in zip(NOISE_LEVELS, errors, strict=True):
         ridge = Ridge(alpha=60 * noise**2).fit(x.reshape(60, 5), y.reshape(60, 3))
         residuals = ridge.predict(held.reshape(60, 5)) - y_held.reshape(60, 3)
@@ -80,14 +84,39 @@ def test_a_series_that_repeats_itself_takes_least_and_noise_takes_most(by_instan
     assert level(white_noise(), by_instance=by_instance) >= 1.0
 
 
+def logistic_map(length: int = 400) -> TimeSeries:
+    """Chaotic: no linear forecast sees that each value decides on the next one."""
+    x = np.full((length, 1), 0.3)
+    for t in range(1, length):
+        x[t] = 3.8 * x[t - 1] * (1 - x[t - 1])
+    return TimeSeries.from_values(x)
+
+
+def test_error_of_nearest_neighbours():
+    """That of scikit-learn's, which see the last three values."""
+    rng = np.random.default_rng(0)
+    x, held = rng.standard_normal((2, 40, 5))
+    y, y_held = rng.standard_normal((2, 40, 3))
+    error = _neighbours_error(*map(torch.from_numpy, (x, y, held, y_held)))
+    neighbours = KNeighborsRegressor(10).fit(x[:, -3:], y)
+    residuals = neighbours.predict(held[:, -3:]) - y_held
+    assert error.item() == pytest.approx(np.log(np.abs(residuals).mean(0)).mean())
+
+
 @pytest.mark.parametrize("by_instance", (False, True))
 def test_whose_past_says_what_follows(by_instance):
-    """The past of a sine does, that of white noise does not; of few windows none knows."""
+    """That of a sine or of chaos does, that of noise not. Few windows do not tell."""
     found = [
         is_predictable(errors_of(series, by_instance=by_instance))
-        for series in (noisy_sine(400), repeated(), white_noise(400), white_noise(36))
+        for series in (
+            noisy_sine(400),
+            repeated(),
+            logistic_map(),
+            white_noise(400),
+            white_noise(36),
+        )
     ]
-    assert found == [True, True, False, True]
+    assert found == [True, True, True, False, True]
 
 
 def test_units_do_not_matter():
