@@ -37,6 +37,12 @@ from darts_ddssm.estimator.automatic import (
     even_patch_length,
     say_once,
 )
+from darts_ddssm.estimator.cross_validation import (
+    ForecastErrors,
+    automatic_input_noise,
+    forecast_errors,
+    is_predictable,
+)
 from darts_ddssm.estimator.data_checks import (
     check_data,
     check_future_covariates,
@@ -47,12 +53,6 @@ from darts_ddssm.estimator.data_checks import (
     window_length,
 )
 from darts_ddssm.estimator.distillation import drop_sampler
-from darts_ddssm.estimator.input_noise import (
-    ForecastErrors,
-    automatic_input_noise,
-    forecast_errors,
-    is_predictable,
-)
 from darts_ddssm.estimator.latent_methods import LatentMethods
 from darts_ddssm.estimator.scales import (
     instance_floor,

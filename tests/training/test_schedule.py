@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from darts import TimeSeries
+from darts.utils.timeseries_generation import gaussian_timeseries
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback
 
@@ -281,6 +282,22 @@ def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
     monkeypatch.setattr(short, lambda *sizes: 10**6)
     model = tiny({"max_time": {"seconds": 2}}, n_epochs=None).fit(noisy_sine())
     assert model.trainer.global_step < 10**5 and model.predict(2).n_timesteps == 2
+
+
+def test_a_shorter_training_says_why(tiny, monkeypatch, caplog):
+    short = "darts_ddssm.model.automatic_num_updates"
+    # of 183 windows, in batches of 16
+    monkeypatch.setattr(short, lambda *sizes: 48 if sizes[-1] else 24)
+    say_once.cache_clear()
+    noise = gaussian_timeseries(length=200).astype(np.float32)
+    messages = {}
+    for series in (noise, noisy_sine(200)):
+        caplog.clear()
+        model = tiny(n_epochs=None).fit(series)
+        messages[model.trainer.global_step] = caplog.text
+    assert messages.keys() == {24, 48}
+    assert "about 24 updates, since the past says little of what follows" in messages[24]
+    assert "about 48 updates. Pass `n_epochs`" in messages[48]
 
 
 def test_forecasts_are_trained_now_and_then_with_a_weight_to_match():

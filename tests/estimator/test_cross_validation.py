@@ -1,4 +1,4 @@
-"""The noise on the encoder's input that a training set asks for."""
+"""What simple forecasts of a training set tell: the noise and the length of a training."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
 from darts_ddssm.estimator.automatic import say_once
-from darts_ddssm.estimator.input_noise import (
+from darts_ddssm.estimator.cross_validation import (
     DEFAULT_LEVEL,
     NOISE_LEVELS,
     SHARE_OF_LEVEL,

@@ -1,5 +1,5 @@
 r"""
-What simple forecasts tell of a training set: the noise and the length that suit a training.
+Cross-validation of simple forecasts: which noise and which length suit a training.
 
 A training set of a few series has few windows that differ, and a network soon knows them
 by heart: its forecasts become too sure of themselves. Noise on the input keeps it from
@@ -268,6 +268,6 @@ def _neighbours_error(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> T
     )
     distances = torch.cdist(x_held[:, -NUM_LAST:], x[:, -NUM_LAST:])
     nearest = distances.topk(min(NUM_NEIGHBOURS, len(x)), largest=False).indices
-    # (N', k, n) -> (N', n)
+    # (N', neighbours, n) -> (N', n)
     forecast = y[nearest].mean(1)
     return (forecast - y_held).abs().mean(0).log().mean()
