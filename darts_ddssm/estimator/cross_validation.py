@@ -58,7 +58,6 @@ MAX_WINDOWS, MAX_INPUTS = 4000, 512
 # learns less by heart: from there on the level is inverse to their number.
 FEW_WINDOWS = 100
 
-
 # The past tells of the future where the forecast under the highest level is off by so many
 # times what the best one is, at least.
 LEAST_GAIN = 1.3
@@ -97,8 +96,8 @@ def forecast_errors(
     """Return the errors of forecasts of the training series by cross-validation.
 
     Each component is forecast from its own input chunk, in the same way for all components
-    and series. A part of all series is held out at a time. Windows whose
-    output chunk overlaps those of that part are left out.
+    and series. A part of all series is held out at a time. Windows whose output chunk
+    overlaps those of that part are left out.
 
     Parameters
     ----------
