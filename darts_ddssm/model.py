@@ -489,13 +489,14 @@ class DDSSMModel(LatentMethods):
         # a trainer that only forecasts takes any number
         return super()._setup_trainer(trainer, model, verbose, epochs or 1)
 
-    def _num_steps(self, dataset: TorchTrainingDataset) -> int:
-        """Return the number of observed steps that a training set has windows of."""
-        series = getattr(dataset, "series", None)
+    def _sizes(self, dataset: TorchTrainingDataset) -> tuple[int, int, int]:
+        """Return the numbers of windows, observed steps and series of a training set."""
+        num_windows, series = len(dataset), getattr(dataset, "series", None)
         if not series:
-            # those of one series start a step apart
-            return len(dataset)
-        return min(num_observed_steps(series), len(dataset) * window_length(self))
+            # windows of one series start a step apart
+            return num_windows, num_windows, 1
+        num_steps = min(num_observed_steps(series), num_windows * window_length(self))
+        return num_windows, num_steps, len(series)
 
     def _automatic_n_epochs(
         self, dataset: TorchTrainingDataset, noise: float, predictable: bool
@@ -503,13 +504,12 @@ class DDSSMModel(LatentMethods):
         """Number of epochs of a training whose length the user leaves open."""
         if self.trainer_params.get("max_steps", -1) >= 0:
             return NO_LIMIT
-        num_windows, num_series = len(dataset), len(getattr(dataset, "series", None) or [0])
-        of_set = num_windows, self._num_steps(dataset), num_series
-        wanted = automatic_num_updates(*of_set, noise, predictable)
-        number = automatic_n_epochs(wanted, num_windows, self.batch_size)
-        num_updates = number * math.ceil(num_windows / self.batch_size)
+        sizes = self._sizes(dataset)
+        wanted = automatic_num_updates(*sizes, noise, predictable)
+        number = automatic_n_epochs(wanted, len(dataset), self.batch_size)
+        num_updates = number * math.ceil(len(dataset) / self.batch_size)
         # what would be made if the past said more
-        more = automatic_num_updates(*of_set, noise, True)
+        more = automatic_num_updates(*sizes, noise, True)
         reason = ", since the past says little of what follows" if wanted < more else ""
         say_once(
             f"`DDSSMModel` trains for {number} epochs, about {num_updates} "
@@ -533,9 +533,11 @@ class DDSSMModel(LatentMethods):
         # darts refuses an empty dataset
         if len(train_dataset) > 0:
             scales = self.model.all_scales if self.model else self._scales(train_dataset)
-            errors = self._forecast_errors(train_dataset, *scales)
+            errors, length_is_open = None, epochs == 0 and self.n_epochs is None
+            if length_is_open or self.model_params["input_noise"] is None:
+                errors = self._forecast_errors(train_dataset, *scales)
             noise = self._input_noise(errors, len(train_dataset))
-            if epochs == 0 and self.n_epochs is None:
+            if length_is_open:
                 predictable = is_predictable(errors)
                 epochs = self._automatic_n_epochs(train_dataset, noise, predictable)
         params = super()._setup_for_train(
