@@ -23,6 +23,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from darts import TimeSeries
+from quiet import quiet
 from sampling import TRAINER
 
 from darts_ddssm import DDSSMModel
@@ -33,7 +34,6 @@ sys.path.append(str(Path(__file__).parents[2] / "examples" / "benchmark"))
 import real
 import scores
 import simulated
-from methods import quiet
 
 MODULE = "darts_ddssm.training.lightning_module."
 NUM_FORECASTS, NUM_SAMPLES = 40, 100
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     args = parser.parse_args()
+    torch.set_num_threads(1)
     quiet()
     for part in args.only:
         for task in args.tasks:
