@@ -2,8 +2,9 @@
 A device that no machine has to have, to test code for GPUs on a CPU.
 
 Tensors that are *elsewhere* hold ordinary tensors and say that they are on another device.
-Operations on them give the same numbers as on the CPU. But tensors of both places do not
-mix, as on a GPU, and each time that Python has to wait for an answer is written down.
+Operations on them give the same numbers as on the CPU. But as on a GPU, tensors of both
+places do not mix, and an operation that a GPU lacks fails. Each time that Python has to
+wait for an answer is written down.
 
 Letters as in :mod:`darts_ddssm.ssm`.
 """
@@ -55,6 +56,9 @@ INDEXING = {
     aten._index_put_impl_,
     aten._unsafe_index,
 }
+
+# They reduce no truth values on a GPU, though they do on a CPU.
+REDUCING = {aten.scatter_reduce, aten.scatter_reduce_}
 
 # They look at the spreads on any device, inside of the operation.
 CHECKED_DRAWS = {aten.normal.Tensor_Tensor, aten.normal.float_Tensor}
@@ -159,6 +163,8 @@ class Device(TorchDispatchMode):
                     f"{func}: Expected all tensors to be on the same device, but found "
                     f"at least two devices, {ELSEWHERE} and cpu."
                 )
+            if packet in REDUCING and far and far[0].dtype == torch.bool:
+                raise NotImplementedError(f'{func} not implemented for "Bool"')
             if far:
                 masks = packet in INDEXING and any(
                     x.dtype in (torch.bool, torch.uint8) for x in args[1] if x is not None

@@ -175,6 +175,12 @@ def test_a_wrong_place_is_found(monkeypatch):
         model_elsewhere().fit(SERIES)
 
 
+def test_what_no_gpu_does_is_found():
+    with elsewhere(), pytest.raises(NotImplementedError, match="Bool"):
+        marked = torch.zeros(3, dtype=torch.bool, device="meta")
+        marked.scatter_reduce(0, torch.arange(3, device="meta"), marked, "amax")
+
+
 class Spoil(Callback):
     """Make the loss of the third update infinite, and look at the weights after each."""
 

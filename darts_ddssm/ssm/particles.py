@@ -240,11 +240,11 @@ class Gaps(NamedTuple):
 
     def anywhere(self, steps: Tensor) -> Tensor:
         """Mark all steps of gaps in or after which one is marked: (B, T) -> (B, T)."""
-        # a number for each gap of all series
+        # of each gap, how many steps are marked: a GPU has no maximum of truth values
         num_series, num_steps = self.number.shape
-        marked = steps.new_zeros(num_series, num_steps + 1)
-        marked = marked.scatter_reduce(1, self.number, steps, "amax")
-        return marked.gather(1, self.number)
+        marked = self.number.new_zeros(num_series, num_steps + 1)
+        marked = marked.scatter_add(1, self.number, steps.to(marked))
+        return marked.gather(1, self.number) > 0
 
 
 def resample(log_weights: Tensor, owner: Tensor, num_samples: int) -> Tensor:
