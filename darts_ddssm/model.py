@@ -233,8 +233,9 @@ class DDSSMModel(LatentMethods):
         use_reversible_instance_norm
             Whether each window is normalised by the observed values of its input chunk,
             or a dictionary of arguments of darts' :class:`RINorm`. It takes forecasts
-            beyond the range of the training set and serves series of different scale,
-            but leaves :meth:`log_likelihood` and :meth:`simulate` undefined. It needs a
+            beyond the range of the training set and serves series of different scale.
+            :meth:`log_likelihood` is then that of what follows the first input chunk, and
+            :meth:`simulate` is refused, which would have no scale. It needs a
             likelihood with a location and a scale. ``None`` switches it on where the
             training series drift or differ in scale, that is, where in their last third
             the input chunk's mean and spread predict the output chunk better than those

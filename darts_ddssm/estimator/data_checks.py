@@ -237,23 +237,22 @@ def check_fitted(model: MixedCovariatesTorchModel, method: str) -> None:
     check_trained(model)
 
 
-def _why_instance_scale(model: MixedCovariatesTorchModel) -> str:
+def why_instance_scale(model: MixedCovariatesTorchModel) -> str:
     """Say that the model has decided for instance normalisation, if it has."""
     if not model.model.decides_scale:
         return ""
     return (
-        " It was switched on automatically, since the training series drift or differ in "
-        "scale: pass "
+        " It was switched on automatically, since the input chunk tells the scale of what "
+        "follows as well as the training set does: pass "
         "`use_reversible_instance_norm=False` to the model to switch it off."
     )
 
 
-def check_instance_scale(model: MixedCovariatesTorchModel, method: str) -> None:
-    """Refuse a method that has no meaning where each window has its own scale."""
+def check_training_scale(model: MixedCovariatesTorchModel, method: str) -> None:
+    """Refuse a method that needs a scale where there is no given window to take it from."""
     check_fitted(model, method)
     check(
         not model.model.has_instance_scale,
         f"`{method}()` must be called on a model without `use_reversible_instance_norm`: "
-        "with it, the density is that of a window given its scale."
-        + _why_instance_scale(model),
+        "with it, the scale is that of a given input chunk." + why_instance_scale(model),
     )

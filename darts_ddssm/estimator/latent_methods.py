@@ -18,7 +18,7 @@ from darts.utils.torch import random_method
 from darts_ddssm.estimator.data_checks import (
     check_covariates,
     check_fitted,
-    check_instance_scale,
+    check_training_scale,
 )
 from darts_ddssm.estimator.distillation import distil_transition
 from darts_ddssm.estimator.questions import (
@@ -26,6 +26,9 @@ from darts_ddssm.estimator.questions import (
     ask,
     ask_by_window,
     ask_filtered,
+    ask_predicted,
+    check_is_predicted,
+    first_predicted,
     histories_of,
     is_as_in_training,
     transition_question,
@@ -196,6 +199,11 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         happens. The filter goes step by step, which takes longer for a few series; the sum
         over its steps estimates the log-density of the series as well.
 
+        With ``use_reversible_instance_norm``, the first values of a window set its scale
+        and have no density. The log-density is then that of all that follows the first
+        input chunk, given the chunk. It is by the particle filter, in stretches of an
+        output chunk, each in the scale of the input chunk before it.
+
         Parameters
         ----------
         series
@@ -215,14 +223,15 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
             Log-density of each series, divided by its number of observed values. With
             ``by_step``, those of its steps in nats, component ``"log_density"``, NaN where
             nothing is observed. With ``patch_length`` above 1, that of a patch is given at
-            its last step.
+            its last step. With ``use_reversible_instance_norm``, the values of the first
+            input chunk do not count, and its steps are NaN.
 
         Raises
         ------
         ValueError
             As for :meth:`infer_latents`, and for a model with
-            ``use_reversible_instance_norm``, where the first values of a series are not
-            random but set the scale.
+            ``use_reversible_instance_norm`` if nothing is observed after the first input
+            chunk of a series.
 
         Notes
         -----
@@ -257,14 +266,15 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         """
         check_positive_integer("num_samples", num_samples)
         check_bool("by_step", by_step)
-        check_instance_scale(self, "log_likelihood")
         sequence, samples, single = whole_series(
             self, "log_likelihood", series, past_covariates, future_covariates
         )
+        check_is_predicted(self, samples)
         how = num_samples, batch_size, verbose
+        every = self.model.patch_length
         if by_step:
             # (1, M) for each series
-            found = ask(self, PredictiveLogDensities, samples, *how)
+            found = ask_predicted(self, PredictiveLogDensities, samples, every, *how)
             of_steps = [
                 self._by_step(one, x[0]) for one, x in zip(sequence, found, strict=True)
             ]
@@ -272,26 +282,32 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         # The posterior knows one way through a gap, and is too sure of less data than it
         # was trained on. Over a long series, hardly one of its paths has a weight.
         suits = np.array([is_as_in_training(self, sample) for sample in samples])
+        suits &= not self.model.has_instance_scale
         totals = np.empty(len(samples))
         for question, places in ((LogLikelihood, suits), (PredictiveLogDensities, ~suits)):
             if places.any():
                 asked = [samples[i] for i in places.nonzero()[0]]
+                found = ask_predicted(self, question, asked, every, *how)
                 # () or (1, M) -> ()
-                totals[places] = [x.sum() for x in ask(self, question, asked, *how)]
-        counts = [np.count_nonzero(~np.isnan(one.past_target)) for one in samples]
-        means = (totals / counts).tolist()
+                totals[places] = [x.sum() for x in found]
+        targets = [one.past_target for one in samples]
+        predicted = [x[first_predicted(self, len(x)) :] for x in targets]
+        means = (totals / [np.count_nonzero(~np.isnan(x)) for x in predicted]).tolist()
         return means[0] if single else means
 
     def _by_step(self, series: TimeSeries, log_densities: np.ndarray) -> TimeSeries:
-        """Return log-densities of patches, (M,), as a series on their last steps."""
+        """Return log-densities of the last patches as a series on their last steps."""
         every = self.model.patch_length
-        early = -len(series) % every
+        num_patches = -(-len(series) // every)
         observed = ~np.isnan(series.all_values(copy=False)).all((1, 2))
+        observed = np.pad(observed, (num_patches * every - len(series), 0))
         # (T,) -> (M, L)
-        observed = np.pad(observed, (early, 0)).reshape(-1, every).any(1)
+        observed = observed.reshape(num_patches, every).any(1)
+        values = np.full(num_patches, np.nan, log_densities.dtype)
+        values[num_patches - len(log_densities) :] = log_densities
         return TimeSeries(
             times=series.time_index[(len(series) - 1) % every :: every],
-            values=np.where(observed, log_densities, np.nan)[:, None, None],
+            values=np.where(observed, values, np.nan)[:, None, None],
             components=["log_density"],
         )
 
@@ -331,7 +347,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         -------
         TimeSeries or list of TimeSeries
             Transforms of all values of each series, NaN where a value is missing. With
-            ``patch_length`` above 1, those of a patch are given the steps before it.
+            ``patch_length`` above 1, those of a patch are given the steps before it. With
+            ``use_reversible_instance_norm``, those of the first input chunk are NaN.
 
         Raises
         ------
@@ -357,7 +374,6 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         True
         """
         check_positive_integer("num_samples", num_samples)
-        check_instance_scale(self, "probability_integral_transform")
         sequence, samples, single = whole_series(
             self,
             "probability_integral_transform",
@@ -365,16 +381,17 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
             past_covariates,
             future_covariates,
         )
-        found = ask(self, ProbabilityTransforms, samples, num_samples, batch_size, verbose)
-        transforms = [
+        check_is_predicted(self, samples)
+        how = num_samples, batch_size, verbose
+        found = ask_predicted(self, ProbabilityTransforms, samples, 1, *how)
+        transforms = []
+        for one, x in zip(sequence, found, strict=True):
+            values = np.full((len(one), one.n_components, 1), np.nan, x.dtype)
             # (1, T, C) -> (T, C, 1)
-            TimeSeries(
-                times=one.time_index,
-                values=x.transpose(1, 2, 0),
-                components=one.components,
+            values[len(one) - x.shape[1] :] = x.transpose(1, 2, 0)
+            transforms.append(
+                TimeSeries(times=one.time_index, values=values, components=one.components)
             )
-            for one, x in zip(sequence, found, strict=True)
-        ]
         return transforms[0] if single else transforms
 
     @random_method
@@ -512,7 +529,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         """
         check_positive_integer("n", n)
         check_positive_integer("num_samples", num_samples)
-        check_instance_scale(self, "simulate")
+        check_training_scale(self, "simulate")
         check_covariates(past_covariates, future_covariates)
         blank = blank_series(self, n, future_covariates, static_covariates)
         sample = sample_of(

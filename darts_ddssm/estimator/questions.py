@@ -16,7 +16,7 @@ from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorc
 from darts.utils.data.torch_datasets.utils import TorchInferenceSample
 from torch.utils.data import DataLoader
 
-from darts_ddssm.estimator.data_checks import window_length
+from darts_ddssm.estimator.data_checks import why_instance_scale, window_length
 from darts_ddssm.estimator.sequences import (
     STEPS,
     Sample,
@@ -178,6 +178,77 @@ def _joined(
     _, first = np.unique(np.concatenate(steps)[order], return_index=True)
     joined: np.ndarray = np.concatenate(answers, axis=1)[:, order[first]]
     return joined
+
+
+def ask_predicted(
+    model: MixedCovariatesTorchModel,
+    question: type[Question],
+    samples: Sequence[Sample],
+    every: int,
+    num_samples: int,
+    batch_size: int | None,
+    verbose: bool | None,
+) -> list[np.ndarray]:
+    """Ask what was predicted of each step that is, see :func:`first_predicted`.
+
+    Where each window has its own scale, the series is predicted in stretches, each given
+    the input chunk before it.
+
+    Parameters
+    ----------
+    model, question, samples, every, num_samples, batch_size, verbose
+        As for :func:`ask_by_window`.
+    """
+    how = num_samples, batch_size, verbose
+    if not model.model.has_instance_scale:
+        return ask(model, question, samples, *how)
+    stretches = [_stretches(model, len(sample.past_target)) for sample in samples]
+    windows = [
+        part_of(sample, slice(start - model.input_chunk_length, end))
+        for sample, of_sample in zip(samples, stretches, strict=True)
+        for start, end in of_sample
+    ]
+    found = iter(ask(model, question, windows, *how))
+    return [
+        np.concatenate(
+            [next(found)[:, -((end - start) // every) :] for start, end in of_sample], 1
+        )
+        for of_sample in stretches
+    ]
+
+
+def first_predicted(model: MixedCovariatesTorchModel, num_steps: int) -> int:
+    """Return the first of the steps of a series that are predicted from those before them.
+
+    Where each window has its own scale, nothing is predicted of the first input chunk,
+    which sets it, nor of a patch that it ends in.
+    """
+    if not model.model.has_instance_scale:
+        return 0
+    patch = model.model.patch_length
+    first: int = num_steps - (num_steps - model.input_chunk_length) // patch * patch
+    return first
+
+
+def check_is_predicted(model: MixedCovariatesTorchModel, samples: Sequence[Sample]) -> None:
+    """Check that each series has values of which something is predicted."""
+    for i, sample in enumerate(samples):
+        first = first_predicted(model, len(sample.past_target))
+        check(
+            bool((~np.isnan(sample.past_target[first:])).any()),
+            f"`series` must have values after its first {first} steps, whose scale the "
+            "model takes with `use_reversible_instance_norm`, got none (at sequence index "
+            f"`{i}`)." + why_instance_scale(model),
+        )
+
+
+def _stretches(model: MixedCovariatesTorchModel, num_steps: int) -> list[tuple[int, int]]:
+    """Start and end of the stretches that are predicted in one scale each."""
+    first, patch = first_predicted(model, num_steps), model.model.patch_length
+    # whole patches, so that those of all stretches are on one grid
+    length = max((window_length(model) - model.input_chunk_length) // patch, 1) * patch
+    starts = range(first, num_steps, length)
+    return [(start, min(start + length, num_steps)) for start in starts]
 
 
 def is_as_in_training(model: MixedCovariatesTorchModel, sample: Sample) -> bool:
