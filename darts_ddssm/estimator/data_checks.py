@@ -242,9 +242,8 @@ def why_instance_scale(model: MixedCovariatesTorchModel) -> str:
     if not model.model.decides_scale:
         return ""
     return (
-        " It was switched on automatically, since the input chunk tells the scale of what "
-        "follows as well as the training set does: pass "
-        "`use_reversible_instance_norm=False` to the model to switch it off."
+        " It was switched on automatically, since the training series drift or differ in "
+        "scale: pass `use_reversible_instance_norm=False` to the model to switch it off."
     )
 
 
