@@ -235,7 +235,7 @@ class DDSSMModel(LatentMethods):
             or a dictionary of arguments of darts' :class:`RINorm`. It takes forecasts
             beyond the range of the training set and serves series of different scale.
             :meth:`log_likelihood` is then that of what follows the first input chunk, and
-            :meth:`simulate` is refused, which would have no scale. It needs a
+            :meth:`simulate`, which would have no scale, is refused. It needs a
             likelihood with a location and a scale. ``None`` switches it on where the
             training series drift or differ in scale, that is, where in their last third
             the input chunk's mean and spread predict the output chunk better than those
