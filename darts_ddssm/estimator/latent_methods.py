@@ -56,6 +56,13 @@ from darts_ddssm.validation import (
 )
 
 
+def _after_nan(x: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """Put as many NaN before values as an axis of a length needs."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (length - x.shape[axis], 0)
+    return np.pad(x, widths, constant_values=np.nan)
+
+
 class LatentMethods(MixedCovariatesTorchModel, ABC):
     """Methods of a darts model that has a latent state."""
 
@@ -303,8 +310,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         observed = np.pad(observed, (num_patches * every - len(series), 0))
         # (T,) -> (M, L)
         observed = observed.reshape(num_patches, every).any(1)
-        values = np.full(num_patches, np.nan, log_densities.dtype)
-        values[num_patches - len(log_densities) :] = log_densities
+        values = _after_nan(log_densities, num_patches, axis=0)
         return TimeSeries(
             times=series.time_index[(len(series) - 1) % every :: every],
             values=np.where(observed, values, np.nan)[:, None, None],
@@ -384,14 +390,15 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         check_is_predicted(self, samples)
         how = num_samples, batch_size, verbose
         found = ask_predicted(self, ProbabilityTransforms, samples, 1, *how)
-        transforms = []
-        for one, x in zip(sequence, found, strict=True):
-            values = np.full((len(one), one.n_components, 1), np.nan, x.dtype)
+        transforms = [
             # (1, T, C) -> (T, C, 1)
-            values[len(one) - x.shape[1] :] = x.transpose(1, 2, 0)
-            transforms.append(
-                TimeSeries(times=one.time_index, values=values, components=one.components)
+            TimeSeries(
+                times=one.time_index,
+                values=_after_nan(x, len(one), axis=1).transpose(1, 2, 0),
+                components=one.components,
             )
+            for one, x in zip(sequence, found, strict=True)
+        ]
         return transforms[0] if single else transforms
 
     @random_method

@@ -142,14 +142,29 @@ def ask_by_window(
     every
         Number of time steps per step of an answer; the last of them ends with the series.
     """
+    how = num_samples, batch_size, verbose
     spans = [_spans(model, len(sample.past_target)) for sample in samples]
+    found = _ask_of_spans(model, question, samples, spans, *how)
+    return [_joined(x, some, every) for x, some in zip(found, spans, strict=True)]
+
+
+def _ask_of_spans(
+    model: MixedCovariatesTorchModel,
+    question: type[Question],
+    samples: Sequence[Sample],
+    spans: Sequence[Sequence[tuple[int, int]]],
+    num_samples: int,
+    batch_size: int | None,
+    verbose: bool | None,
+) -> list[list[np.ndarray]]:
+    """Ask about parts of each sample, from their starts to their ends, all at once."""
     windows = [
         part_of(sample, slice(*span))
         for sample, of_sample in zip(samples, spans, strict=True)
         for span in of_sample
     ]
     found = iter(ask(model, question, windows, num_samples, batch_size, verbose))
-    return [_joined([next(found) for _ in some], some, every) for some in spans]
+    return [[next(found) for _ in of_sample] for of_sample in spans]
 
 
 def _spans(model: MixedCovariatesTorchModel, num_steps: int) -> list[tuple[int, int]]:
@@ -202,19 +217,17 @@ def ask_predicted(
     how = num_samples, batch_size, verbose
     if not model.model.has_instance_scale:
         return ask(model, question, samples, *how)
-    stretches = [_stretches(model, len(sample.past_target)) for sample in samples]
-    windows = [
-        part_of(sample, slice(start - model.input_chunk_length, end))
-        for sample, of_sample in zip(samples, stretches, strict=True)
-        for start, end in of_sample
-    ]
-    found = iter(ask(model, question, windows, *how))
-    return [
-        np.concatenate(
-            [next(found)[:, -((end - start) // every) :] for start, end in of_sample], 1
-        )
-        for of_sample in stretches
-    ]
+    spans, chunk = [], model.input_chunk_length
+    for sample in samples:
+        stretches = _stretches(model, len(sample.past_target))
+        spans.append([(start - chunk, end) for start, end in stretches])
+    found = _ask_of_spans(model, question, samples, spans, *how)
+    predicted = []
+    for of_sample, some in zip(found, spans, strict=True):
+        numbers = [(end - start - chunk) // every for start, end in some]
+        last = [x[:, -number:] for x, number in zip(of_sample, numbers, strict=True)]
+        predicted.append(np.concatenate(last, axis=1))
+    return predicted
 
 
 def first_predicted(model: MixedCovariatesTorchModel, num_steps: int) -> int:
