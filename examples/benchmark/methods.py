@@ -1,11 +1,11 @@
 """The methods that are compared, and training them for an equal time.
 
 Every torch model gets the same windows, the same scaling and at most the same seconds of
-training. The DDSSM has its default arguments, that of the length of training included
-where there are validation data. Elsewhere, how many updates fit is found by timing some,
-so that schedules know their length; the learning rate of the other models rises and falls
-once. The best epoch by validation loss is kept, and the settings that a method leaves open
-are those with the lowest validation loss in short training of each.
+training. The DDSSM has its default arguments, and decides how long it trains. For the
+others, how many updates fit is found by timing some, so that schedules know their length;
+their learning rate rises and falls once. Where there are validation data, the best epoch by
+their loss is kept, and the settings that a method leaves open are those with the lowest
+loss in short training of each.
 """
 
 import logging
@@ -36,6 +36,8 @@ MIN_UPDATES = 50
 MAX_UPDATES = 3000
 # Share of the budget that each candidate is trained for.
 PILOT = 0.25
+# Share of the updates without progress after which training ends.
+PATIENCE = 1 / 3
 # An epoch shorter than this would spend its time on validation.
 UPDATES_BETWEEN_VALIDATIONS = 20
 
@@ -74,9 +76,8 @@ class Method:
     make
         Constructor, given the chunk lengths and what all models share.
     lr
-        Highest learning rate of its schedule; None for its own.
-    patience
-        Share of the updates without progress after which training ends; 1 for never.
+        Highest learning rate of its schedule; None where the model has a schedule of its
+        own and decides its length.
     settings
         Its own arguments.
     candidates
@@ -85,7 +86,6 @@ class Method:
 
     make: Maker
     lr: float | None
-    patience: float = 1 / 3
     settings: dict[str, Any] = field(default_factory=dict)
     candidates: tuple[dict[str, Any], ...] = ()
 
@@ -103,13 +103,9 @@ class Method:
 # The DDSSM decides by itself whether each window is seen in its own scale.
 OWN_SCALE = tuple({"use_reversible_instance_norm": own} for own in (False, True))
 
-# The weight of the DDSSM's divergence changes during training, and with it the meaning
-# of "no progress": it is never stopped early.
 TORCH_METHODS = {
-    "DDSSM": Method(DDSSMModel, lr=None, patience=1.0),
-    "DDSSM (Gaussian)": Method(
-        DDSSMModel, lr=None, patience=1.0, settings={"transition": "gaussian"}
-    ),
+    "DDSSM": Method(DDSSMModel, lr=None),
+    "DDSSM (Gaussian)": Method(DDSSMModel, lr=None, settings={"transition": "gaussian"}),
     "RNNModel": Method(rnn, lr=2e-3),
     "TiDEModel": Method(
         TiDEModel,
@@ -239,44 +235,46 @@ def train(
     windows = sum(max(len(one) - length + 1, 0) for one in series)
     epoch = math.ceil(windows / BATCH_SIZE)
     every = math.ceil(UPDATES_BETWEEN_VALIDATIONS / epoch)
-    limits: dict[str, Any]
-    if validation is not None and method.lr is None and budget.max_updates is None:
-        # one epoch that is validated at least, even where it is longer than the budget
-        limits = budget.own_length | {"min_epochs": every}
-        num_validations = math.inf
-    else:
+    updates = budget.max_updates
+    if method.lr is not None:
         kwargs["n_epochs"] = 10**6
         updates = _fitting_updates(method, series, budget, **kwargs)
-        if validation is not None:
-            every = max(1, min(every, updates // epoch))
-            # To the end of an epoch that is validated: without one there is no best.
-            num_validations = max(updates // (every * epoch), 1)
-            updates = num_validations * every * epoch
-        limits = {"max_steps": updates}
-        if method.lr is not None:
-            kwargs |= {
-                "optimizer_kwargs": {"lr": method.lr},
-                "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
-                "lr_scheduler_kwargs": {
-                    "max_lr": method.lr,
-                    "total_steps": updates,
-                    "pct_start": 0.1,
-                    "interval": "step",
-                },
-            }
+    if validation is not None and updates is not None:
+        # To the end of an epoch that is validated: without one there is no best.
+        every = max(1, min(every, updates // epoch))
+        updates = max(updates // (every * epoch), 1) * every * epoch
 
     clock = Clock()
+    callbacks: list[Callback] = [clock]
+    limits: dict[str, Any]
+    if method.lr is None:
+        limits = replace(budget, max_updates=updates).own_length
+        if validation is not None:
+            # an epoch may take longer than the budget
+            limits["min_epochs"] = every
+    else:
+        limits = {"max_steps": updates}
+        kwargs |= {
+            "optimizer_kwargs": {"lr": method.lr},
+            "lr_scheduler_cls": torch.optim.lr_scheduler.OneCycleLR,
+            "lr_scheduler_kwargs": {
+                "max_lr": method.lr,
+                "total_steps": updates,
+                "pct_start": 0.1,
+                "interval": "step",
+            },
+        }
+        if validation is not None:
+            patience = math.ceil(PATIENCE * updates / (every * epoch))
+            callbacks.append(EarlyStopping("val_loss", patience=patience))
+
     if validation is None:
-        trainer = budget.trainer_arguments([clock], **limits)
+        trainer = budget.trainer_arguments(callbacks, **limits)
         model = method(pl_trainer_kwargs=trainer, **kwargs)
         start = time.perf_counter()
         model.fit(series)
         return Trained(model, len(clock.seconds), time.perf_counter() - start)
 
-    callbacks: list[Callback] = [clock]
-    if method.patience < 1:
-        patience = math.ceil(method.patience * num_validations)
-        callbacks.append(EarlyStopping("val_loss", patience=patience))
     trainer = budget.trainer_arguments(callbacks, check_val_every_n_epoch=every, **limits)
     with tempfile.TemporaryDirectory() as work_dir:
         model = method(
