@@ -637,8 +637,12 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         A diffusion transition draws a state in ``num_solver_steps`` network evaluations,
         one after another. The way of its solver from noise to the state is a function,
         which a network can learn [1]_. Forecasts and all other draws of this model are then
-        made by that network, and many paths take less than a third of the time. Densities
+        made by that network, and many paths take a third of the time or less. Densities
         (:meth:`log_likelihood`) stay those of the full transition.
+
+        Drawing the states of the past is then most of the work of a forecast. Where the
+        past is complete, four samples of a series therefore share one draw of it, but for
+        its last two states, which each has for itself.
 
         It is logged how far the sampler's draws are off those of the solver from the same
         noise, with advice where that is much. The sampler is saved with the model. Fitting

@@ -407,9 +407,17 @@ class SeriesModel:
         complete = bool((encoded.share_observed == 1).all())
         # many paths are sent through a gap, however few are asked for
         num_drawn = size if complete else max(size, FILTERED_SAMPLES)
+        # to a distilled sampler the past is most of the work
+        branching = complete and self.ssm.transition.is_distilled
         for number in group_sizes(num_samples, num_drawn):
-            history = self.sample_states(encoded, number, num_solver_steps, True).history
-            yield from history.split(max(size, 1) * num_series)
+            if branching:
+                yield self.ssm.branching_histories(
+                    encoded.projection, encoded.patches, number
+                )
+            else:
+                how = number, num_solver_steps, True
+                history = self.sample_states(encoded, *how).history
+                yield from history.split(max(size, 1) * num_series)
 
     def _decode_ahead(
         self,

@@ -27,6 +27,8 @@ References
 .. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,9 @@ FEW_CLOSED_STEPS = 0.1
 
 # Weight of the KL at the first observation after a gap, in training.
 AFTER_GAP_WEIGHT = 0.1
+
+# Where paths branch: how many go on from one past, and the last states that are their own.
+NUM_BRANCHES, OWN_STATES = 4, 2
 
 
 class StateSpaceModel(nn.Module):
@@ -290,6 +295,49 @@ class StateSpaceModel(nn.Module):
             num_solver_steps,
             self.reach,
         )
+
+    def branching_histories(
+        self, projection: Tensor, window: Window, num_samples: int
+    ) -> History:
+        """Draw histories of complete series, some of which share all but their last states.
+
+        Each is a draw of the posterior, but fewer long pasts go through the context
+        network than histories come out.
+
+        Parameters
+        ----------
+        projection
+            Output of :meth:`encode`, (T, B, 2 * H).
+        window
+            The window that was encoded, B series.
+        num_samples
+            Number S of histories of each series.
+
+        Returns
+        -------
+        History
+            Histories of S * B rows, sample by sample.
+        """
+        # 16 bits are too few for the recursion
+        projection = projection.to(self.encoder.weight_in.dtype)
+        num_steps, num_series, _ = projection.shape
+        num_shared = max(num_steps - OWN_STATES, 1)
+        num_pasts = math.ceil(num_samples / NUM_BRANCHES)
+        floor, context = self.transition.min_std(num_steps), self.transition.context
+        shared = self.encoder.sample_path(
+            projection[:num_shared], floor[:num_shared], num_pasts
+        )
+        # (B, T, ...) -> (S * B, T, ...), sample by sample
+        inputs = window.transition_inputs.repeat(num_samples, 1, 1)
+        before, after = inputs.tensor_split([num_shared], dim=1)
+        history = context.from_path(shared.z, before[: num_pasts * num_series])
+        history = history.repeat(NUM_BRANCHES).map(lambda x: x[: num_samples * num_series])
+        for t, u_t in enumerate(after.unbind(1), start=num_shared):
+            rows = projection[t].repeat(num_samples, 1)
+            mean, std = self.encoder.moments(history.previous, rows, floor[t])
+            z = mean + std * torch.randn_like(mean)
+            history = context.update(history, z, u_t)
+        return history
 
     def mean_history(
         self, projection: Tensor, window: Window, num_solver_steps: int

@@ -381,6 +381,11 @@ class Transition(nn.Module, ABC):
         centre = self.centre(history.previous, history.started)
         return centre + self._sample(context, scale, num_solver_steps, in_full)
 
+    @property
+    def is_distilled(self) -> bool:
+        """Whether a sampler of few evaluations draws."""
+        return False
+
     def mean(self, history: History, u: Tensor) -> Tensor:
         """Mean of the next latent of each history: inputs (N, U) -> (N, D)."""
         context = self.context.output(history, u)
@@ -431,6 +436,10 @@ class DiffusionTransition(Transition):
         self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
             _with_sampler
         )
+
+    @property
+    def is_distilled(self) -> bool:
+        return self.sampler is not None
 
     def _kl(self, rows: _Rows, max_rows: int | None, num_draws: int) -> Tensor:
         num_rows = len(rows.mean)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.ssm.state_space import StateSpaceModel
 from tests.helpers import (
     GAPS,
     KINDS,
@@ -79,6 +80,24 @@ def test_densities_are_those_of_the_full_transition(model, kwargs):
     expected = ask("log_likelihood", fitted(), series, **kwargs)
     found = ask("log_likelihood", model, series, **kwargs)
     np.testing.assert_array_equal(values(found), values(expected))
+
+
+def test_forecasts_by_the_sampler_share_pasts(model, monkeypatch):
+    """Where the past is complete: through gaps there are particles."""
+    calls, branch = [], StateSpaceModel.branching_histories
+
+    def spy(ssm, projection, window, num_samples):
+        calls.append(num_samples)
+        return branch(ssm, projection, window, num_samples)
+
+    monkeypatch.setattr(StateSpaceModel, "branching_histories", spy)
+    forecast = model.predict(4, SERIES, num_samples=9, random_state=0)
+    assert calls == [9]
+    # and none is like another
+    assert len(np.unique(forecast.all_values()[0, 0])) == 9
+    ahead(model, GAPS[:48])
+    ahead(fitted(), SERIES)
+    assert calls == [9]
 
 
 def test_nothing_undoes_it():

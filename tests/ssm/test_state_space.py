@@ -9,6 +9,7 @@ from darts_ddssm.ssm.context import History
 from darts_ddssm.ssm.particles import Particles, States
 from darts_ddssm.ssm.state_space import (
     AFTER_GAP_WEIGHT,
+    NUM_BRANCHES,
     StateSpaceModel,
     _teaching_steps,
     weights_of_kl,
@@ -214,6 +215,33 @@ def test_filtering_ends_where_posterior_paths_do(transition, order):
     assert_same_mean(last, z[:, -1])
     centre = z[:, -1].mean(0)
     assert_same_mean((last - centre).square(), (z[:, -1] - centre).square())
+
+
+@each_model
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_branching_histories_are_draws_of_the_posterior(transition, order, num_steps):
+    """In both series, all of their parts, though some share a past."""
+    model, window = model_of(transition, order), window_of(2, num_steps)
+    window = window._replace(observed=torch.ones_like(window.observed))
+    num_samples, u = 8000, future_inputs()[:, 0]
+    projection = model.encode(window)
+    with torch.no_grad():
+        found = model.branching_histories(projection, window, num_samples)
+        expected = states_of(model, window, num_samples).history
+
+        def parts_of(history: History) -> Tensor:
+            context = model.transition.context.output(history, u.repeat(num_samples, 1))
+            parts = torch.cat([history.previous, history.started, context], dim=-1)
+            return parts.unflatten(0, (num_samples, 2))
+
+    found, expected = parts_of(found), parts_of(expected)
+    assert len(found.flatten(0, 1)[:, :LATENT_DIM].unique(dim=0)) == 2 * (
+        num_samples if num_steps > 1 else num_samples // NUM_BRANCHES
+    )
+    # those that share a past are not independent, but their means are
+    centre, found = expected.mean(0), found.unflatten(0, (NUM_BRANCHES, -1))
+    assert_same_mean(found.mean(0), expected)
+    assert_same_mean((found - centre).square().mean(0), (expected - centre).square())
 
 
 @pytest.mark.parametrize("first_has_gap", [False, True])
