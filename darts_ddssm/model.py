@@ -30,10 +30,12 @@ from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
 
 from darts_ddssm.estimator.automatic import (
+    FEW_WINDOWS,
     automatic_learning_rate,
     automatic_n_epochs,
     automatic_num_updates,
     automatic_patch_length,
+    automatic_trend_augmentation,
     even_patch_length,
     say_once,
 )
@@ -55,6 +57,7 @@ from darts_ddssm.estimator.data_checks import (
 from darts_ddssm.estimator.distillation import drop_sampler
 from darts_ddssm.estimator.latent_methods import LatentMethods
 from darts_ddssm.estimator.scales import (
+    automatic_level_steps,
     instance_floor,
     prefers_instance_scale,
     training_scales,
@@ -86,6 +89,7 @@ FREE_PARAMS = (
     "overshooting_weight",
     "gap_augmentation",
     "input_noise",
+    "trend_augmentation",
 )
 
 
@@ -121,6 +125,7 @@ class DDSSMModel(LatentMethods):
         overshooting_weight: float = 1.0,
         gap_augmentation: float = 0.25,
         input_noise: float | None = None,
+        trend_augmentation: float | None = None,
         patch_length: int | None = None,
         likelihood: TorchLikelihood | None = None,
         use_static_covariates: bool = True,
@@ -213,6 +218,15 @@ class DDSSMModel(LatentMethods):
             cross-validation, for which such noise is a ridge penalty: little where a series
             repeats itself, more where the past hardly tells what follows. It starts at 0.2
             at least. ``0`` for none.
+        trend_augmentation
+            Standard deviation of the linear trends that are added at random to half of the
+            windows of each training batch: of their change over an input chunk, in
+            normalised units. Forecasts then follow the trend of their past, and do not go
+            on with the one that a short training series had. ``None`` takes 1 where each
+            window is normalised by its input chunk (see ``use_reversible_instance_norm``)
+            and there are at most 150 of them, less where there are more, and none for more
+            than 900. ``0`` for none, as always with likelihoods that have no location and
+            scale.
         patch_length
             Number of time steps that share one latent state. A long window then has few
             states, which makes training and forecasts faster and reaches further into the
@@ -240,7 +254,10 @@ class DDSSMModel(LatentMethods):
             training series drift or differ in scale, that is, where in their last third
             the input chunk's mean and spread predict the output chunk better than those
             of the first two thirds of all series. A chunk that hardly varies is divided
-            by what the narrowest chunks of the training set that do vary have.
+            by what the narrowest chunks of the training set that do vary have. Of at most
+            900 training windows, the mean is that of those last steps of the chunk that
+            predict the output chunk best: of one for a random walk, of a season where there
+            are season and trend.
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series under
@@ -342,6 +359,8 @@ class DDSSMModel(LatentMethods):
         check_share("gap_augmentation", gap_augmentation)
         if input_noise is not None:
             check_positive_number("input_noise", input_noise, or_zero=True)
+        if trend_augmentation is not None:
+            check_positive_number("trend_augmentation", trend_augmentation, or_zero=True)
         if patch_length is not None:
             check_positive_integer("patch_length", patch_length)
             check(
@@ -440,6 +459,7 @@ class DDSSMModel(LatentMethods):
             self._patch_length = params["patch_length"] or chosen
         params.setdefault("n_epochs", 100)
         params.setdefault("input_noise", None)
+        params.setdefault("trend_augmentation", None)
         steps = max(self._num_solver_steps, MIN_SOLVER_STEPS)
         self._num_solver_steps = params["num_solver_steps"] = steps
         if "gap_practice" in params:
@@ -529,8 +549,8 @@ class DDSSMModel(LatentMethods):
         **kwargs: Any,
     ) -> dict[str, Any]:
         self._verify_train_dataset_type(train_dataset)
-        scales: tuple[TrainingScales, InstanceFloor, bool] | None = None
-        noise, is_new = 0.0, self.model is None
+        scales: tuple[TrainingScales, InstanceFloor, int | None] | None = None
+        noise, trend, is_new = 0.0, 0.0, self.model is None
         # darts refuses an empty dataset
         if len(train_dataset) > 0:
             scales = self.model.all_scales if self.model else self._scales(train_dataset)
@@ -538,6 +558,9 @@ class DDSSMModel(LatentMethods):
             if length_is_open or self.model_params["input_noise"] is None:
                 errors = self._forecast_errors(train_dataset, *scales)
             noise = self._input_noise(errors, len(train_dataset))
+            *_, level_steps = scales
+            by_instance = level_steps is not None
+            trend = self._trend_augmentation(len(train_dataset), by_instance)
             if length_is_open:
                 predictable = is_predictable(errors)
                 epochs = self._automatic_n_epochs(train_dataset, noise, predictable)
@@ -547,6 +570,7 @@ class DDSSMModel(LatentMethods):
         module = params["model"]
         module.peak_learning_rate = automatic_learning_rate(len(train_dataset))
         module.input_noise = noise
+        module.trend_augmentation = trend
         if module.has_own_recipe:
             say_once(
                 "`DDSSMModel` trains with a learning rate of up to "
@@ -566,10 +590,11 @@ class DDSSMModel(LatentMethods):
 
     def _scales(
         self, dataset: TorchTrainingDataset
-    ) -> tuple[TrainingScales, InstanceFloor, bool]:
+    ) -> tuple[TrainingScales, InstanceFloor, int | None]:
         """Take the scales of target and covariates from a training set.
 
-        The last value tells whether each window is normalised by its input chunk.
+        The last value is ``None`` where no window is normalised by its input chunk. Else it
+        is the number of the last steps of the chunk whose mean is its level.
         """
         scales, series = training_scales(dataset), getattr(dataset, "series", [])
         floor = instance_floor(series, self.input_chunk_length, scales.target)
@@ -578,14 +603,18 @@ class DDSSMModel(LatentMethods):
             # in darts the least variance, of values in the scale of the training set
             least = own["eps"] ** 0.5 * scales.target.spread
             floor = floor._replace(spread=floor.spread.maximum(least))
-        if own is not None:
-            return scales, floor, bool(own)
-        by_instance = family_of(self.likelihood).location_scale and prefers_instance_scale(
-            series,
+        lengths = (
             self.input_chunk_length,
             self.output_chunk_shift,
             self.output_chunk_length,
-            floor,
+        )
+        level_steps = self.input_chunk_length
+        if len(dataset) <= FEW_WINDOWS:
+            level_steps = automatic_level_steps(series, *lengths)
+        if own is not None:
+            return scales, floor, level_steps if own else None
+        by_instance = family_of(self.likelihood).location_scale and prefers_instance_scale(
+            series, *lengths, floor, level_steps
         )
         if by_instance:
             say_once(
@@ -593,14 +622,14 @@ class DDSSMModel(LatentMethods):
                 "training series drift or differ in scale. Pass "
                 "`use_reversible_instance_norm=False` or `True` to decide it yourself."
             )
-        return scales, floor, by_instance
+        return scales, floor, level_steps if by_instance else None
 
     def _forecast_errors(
         self,
         dataset: TorchTrainingDataset,
         scales: TrainingScales,
         floor: InstanceFloor,
-        by_instance: bool,
+        level_steps: int | None,
     ) -> ForecastErrors | None:
         """Errors of simple forecasts of the training set, by which it is trained."""
         return forecast_errors(
@@ -609,7 +638,8 @@ class DDSSMModel(LatentMethods):
             self.output_chunk_shift,
             self.output_chunk_length,
             scales.target,
-            floor if by_instance else None,
+            floor,
+            level_steps,
         )
 
     def _input_noise(self, errors: ForecastErrors | None, num_windows: int) -> float:
@@ -623,6 +653,20 @@ class DDSSMModel(LatentMethods):
             "cross-validation. Pass `input_noise` to decide it yourself."
         )
         return level
+
+    def _trend_augmentation(self, num_windows: int, by_instance: bool) -> float:
+        """`trend_augmentation`, or what is chosen where there is none."""
+        own = self.model_params["trend_augmentation"]
+        if own is not None:
+            return float(own)
+        trend = automatic_trend_augmentation(num_windows, by_instance)
+        if trend > 0:
+            say_once(
+                f"`DDSSMModel` adds random trends of about {trend:.2g} to its training "
+                "windows, since they are few and drift. Pass `trend_augmentation` to "
+                "decide it yourself."
+            )
+        return trend
 
     def _setup_for_fit_from_dataset(self, series: Any, *args: Any, **kwargs: Any) -> Any:
         check_series("series", series)

@@ -22,6 +22,14 @@ MIN_UPDATES, FEW_EXAMPLES, MAX_UPDATES = 400, 300, 3500
 # which tells something new.
 LITTLE_NOISE = 0.004
 
+# Up to so many windows the model is told where to look for the level of what follows, and
+# windows with other trends are added. Of more it learns both by itself.
+FEW_WINDOWS = 900
+
+# Standard deviation of these trends, up to so many windows. From there on it is inverse to
+# their number.
+TREND_AUGMENTATION, FEWEST_WINDOWS = 1.0, 150
+
 # Peak of the learning rate with few windows, and with many. With few, a high rate soon
 # knows them by heart.
 MIN_LEARNING_RATE, MAX_LEARNING_RATE, MANY_WINDOWS = 2e-3, 5e-3, 625
@@ -98,6 +106,22 @@ def automatic_n_epochs(num_updates: int, num_windows: int, batch_size: int) -> i
         Number of windows of an update.
     """
     return max(round(num_updates / math.ceil(num_windows / batch_size)), 1)
+
+
+def automatic_trend_augmentation(num_windows: int, by_instance: bool) -> float:
+    """Return the standard deviation of the trends that are added to training windows.
+
+    Parameters
+    ----------
+    num_windows
+        Windows of the training set.
+    by_instance
+        Whether each window is normalised by its input chunk. Where not, the training series
+        keep their level, and have no trend.
+    """
+    if not by_instance or num_windows > FEW_WINDOWS:
+        return 0.0
+    return TREND_AUGMENTATION * min(FEWEST_WINDOWS / num_windows, 1.0)
 
 
 def automatic_learning_rate(num_windows: int) -> float:

@@ -30,7 +30,7 @@ import torch
 from darts import TimeSeries
 from torch import Tensor
 
-from darts_ddssm.estimator.windows import moments, windows_of
+from darts_ddssm.estimator.windows import level_of, moments, windows_of
 from darts_ddssm.series.scaling import InstanceFloor, Scale
 
 # Standard deviations to choose from, in units of normalised values.
@@ -91,7 +91,8 @@ def forecast_errors(
     gap: int,
     output_length: int,
     scale: Scale,
-    floor: InstanceFloor | None,
+    floor: InstanceFloor,
+    level_steps: int | None,
 ) -> ForecastErrors | None:
     """Return the errors of forecasts of the training series by cross-validation.
 
@@ -108,7 +109,10 @@ def forecast_errors(
     scale
         The scale of the training set.
     floor
-        The least spread of an input chunk, if each window is normalised by its own.
+        The least spread of an input chunk.
+    level_steps
+        Last steps of an input chunk whose mean is its level, if each window is normalised
+        by its own.
 
     Returns
     -------
@@ -121,9 +125,9 @@ def forecast_errors(
     parts = windows_of([_filled(one) for one in series], length, 0.0, MAX_WINDOWS)
     for i, windows in enumerate(parts):
         past, ahead = windows.x[:input_length], windows.x[-output_length:]
-        if floor is not None:
-            shift, spread, _ = moments(past)
-            spread = floor.apply(shift, spread)
+        if level_steps is not None:
+            mean, std, _ = moments(past)
+            shift, spread = level_of(past, level_steps), floor.apply(mean, std)
         # (T, N, C) -> (N, C, T)
         normalised = [((x - shift) / spread).movedim(0, -1) for x in (past, ahead)]
         train, held = _folds(windows.starts, output_length, i)

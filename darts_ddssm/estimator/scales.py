@@ -12,7 +12,7 @@ from darts import TimeSeries
 from darts.utils.data import TorchTrainingDataset
 from torch.distributions import Normal, StudentT
 
-from darts_ddssm.estimator.windows import NUM_WINDOWS, moments, windows_of
+from darts_ddssm.estimator.windows import NUM_WINDOWS, level_of, moments, windows_of
 from darts_ddssm.series.scaling import (
     ROUNDING_ERRORS,
     InstanceFloor,
@@ -104,10 +104,10 @@ def instance_floor(
     for windows in windows_of(series, input_length):
         # (T, N, C) -> (N, C)
         mean, std, _ = moments(windows.x)
-        level = mean.hypot(std)
-        std = torch.where(is_constant(level, std), torch.nan, std)
+        size = mean.hypot(std)
+        std = torch.where(is_constant(size, std), torch.nan, std)
         spreads.append(std.nanquantile(FLOOR_QUANTILE, dim=0))
-        ratios.append((std / level).nanquantile(FLOOR_QUANTILE, dim=0))
+        ratios.append((std / size).nanquantile(FLOOR_QUANTILE, dim=0))
     if not spreads:
         return InstanceFloor(scale.spread, torch.zeros_like(scale.spread))
     least, ratio = (
@@ -119,20 +119,54 @@ def instance_floor(
     )
 
 
+def automatic_level_steps(
+    series: Sequence[TimeSeries], input_length: int, gap: int, output_length: int
+) -> int:
+    """Return how many last steps of an input chunk say most of the level of what follows.
+
+    That is one for a random walk, a season where there are season and trend, and all where
+    a series returns to its mean.
+
+    Parameters
+    ----------
+    series
+        The training series; those that are too short are left out.
+    input_length, gap, output_length
+        Steps of the input chunk, between the chunks, and of the output chunk.
+    """
+    errors = []
+    for _, windows, _ in windows_of(series, input_length + gap + output_length):
+        past, ahead = windows[:input_length], windows[-output_length:]
+        each = [
+            # (n, N, C) -> (C,)
+            (ahead - level_of(past, num_steps)).abs().nanmean((0, 1))
+            for num_steps in range(1, input_length + 1)
+        ]
+        # (I, C), in a unit of their own
+        errors.append(torch.stack(each) / torch.stack(each).mean(0))
+    if not errors:
+        return input_length
+    # of a constant there is none
+    mean = torch.cat(errors, dim=1).nanmean(1)
+    return int(mean.argmin()) + 1 if mean.isfinite().all() else input_length
+
+
 def prefers_instance_scale(
     series: Sequence[TimeSeries],
     input_length: int,
     gap: int,
     output_length: int,
     floor: InstanceFloor,
+    level_steps: int,
 ) -> bool:
     """Tell whether a window is better scaled by its own past than by the training set.
 
     The first two thirds of the windows of each series are taken for a training set. Two
     predictions of the output chunks in the last third are compared by likelihood: a
-    Gaussian with the moments of that training set, and a Student t with the moments of the
-    input chunk, which allows for the uncertainty of moments of a short chunk. The window's
-    own past must be better by a clear margin. Windows that are constant say nothing.
+    Gaussian with the moments of that training set, and a Student t with level and spread of
+    the input chunk, which allows for the uncertainty of moments of a short chunk. The
+    window's own past must be better by a clear margin. Windows that are constant say
+    nothing.
 
     Parameters
     ----------
@@ -142,6 +176,8 @@ def prefers_instance_scale(
         Steps of the input chunk, between the chunks, and of the output chunk.
     floor
         Least spread of an input chunk.
+    level_steps
+        Last steps of an input chunk whose mean is its level.
     """
     length = input_length + gap + output_length
     longer = [one for one in series if len(one) >= length + 2]
@@ -161,7 +197,8 @@ def prefers_instance_scale(
         own_std = torch.where(count > 1, own_std, torch.nan)
         count = count.clamp(min=2)
         own_std = own_std * ((count + 1) / (count - 1)).sqrt()
-        by_input = StudentT(count - 1, own_mean, own_std, validate_args=False)
+        own_level = level_of(windows[:input_length], level_steps)
+        by_input = StudentT(count - 1, own_level, own_std, validate_args=False)
         whole_mean, whole_std, _ = moments(windows)
         constant = is_constant(whole_mean.abs(), whole_std)
         ahead = torch.where(constant, torch.nan, windows[-output_length:])

@@ -72,6 +72,20 @@ def num_observed_steps(series: Sequence[TimeSeries]) -> int:
     return sum(int(steps.sum()) for steps in known)
 
 
+def level_of(x: Tensor, num_steps: int) -> Tensor:
+    """Mean of the last observed values along the first axis, of all if none is observed.
+
+    Parameters
+    ----------
+    x
+        Input chunks, (I, ...).
+    num_steps
+        Number of the last steps.
+    """
+    last = x[-num_steps:].nanmean(0)
+    return torch.where(last.isnan(), x.nanmean(0), last)
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, standard deviation and number of the observed values along the first axis."""
     count = (~x.isnan()).sum(0)

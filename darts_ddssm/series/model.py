@@ -121,6 +121,8 @@ class SeriesModel:
         darts' module if each window is normalised by its input chunk, or None.
     instance_floor
         The least spread of an input chunk.
+    level_steps
+        Last steps of an input chunk whose mean is its level.
     patch_length
         Number L of time steps that a latent state stands for.
     input_chunk_length, output_chunk_shift, output_chunk_length
@@ -132,6 +134,7 @@ class SeriesModel:
     scales: TrainingScales
     instance_norm: RINorm | None
     instance_floor: InstanceFloor
+    level_steps: int
     patch_length: int
     input_chunk_length: int
     output_chunk_shift: int
@@ -150,7 +153,9 @@ class SeriesModel:
         if self.instance_norm is not None:
             steps = slice(0, self.input_chunk_length)
             past = window.x[:, steps], window.observed[:, steps]
-            scale = instance_scale(self.instance_norm, *past, scale, self.instance_floor)
+            scale = instance_scale(
+                self.instance_norm, *past, scale, self.instance_floor, self.level_steps
+            )
         x = scale.normalise(window.x)
         return NormalisedWindow(window._replace(x=x), scale, window.x)
 

@@ -107,9 +107,18 @@ class InstanceFloor(NamedTuple):
 
 
 def instance_scale(
-    rin: RINorm, x: Tensor, observed: Tensor, scale: Scale, floor: InstanceFloor
+    rin: RINorm,
+    x: Tensor,
+    observed: Tensor,
+    scale: Scale,
+    floor: InstanceFloor,
+    level_steps: int | None = None,
 ) -> Scale:
     """Scale of each series by the observed values of its input chunk.
+
+    The level is the mean of its last steps, as many as tell most of what follows: the last
+    value of a random walk, the last season of a trend. The spread is that around the mean
+    of all steps.
 
     Parameters
     ----------
@@ -121,6 +130,8 @@ def instance_scale(
         The scale of the training set, for a component that is nowhere observed.
     floor
         Least spread of a chunk.
+    level_steps
+        Number of the last steps. Where nothing is observed at them, or ``None``: all.
     """
     # in a unit in which squares do not overflow
     x = x / scale.spread
@@ -128,13 +139,19 @@ def instance_scale(
     mean = (x * observed).sum(1, keepdim=True) / count.clamp(min=1)
     deviation = (x - mean) * observed
     std = (deviation.square().sum(1, keepdim=True) / count.clamp(min=1)).sqrt()
-    mean, std = mean * scale.spread, std * scale.spread
-    mean, std = (
+    level = mean
+    if level_steps is not None:
+        last, seen = x[:, -level_steps:], observed[:, -level_steps:]
+        num_seen = seen.sum(1, keepdim=True)
+        level = (last * seen).sum(1, keepdim=True) / num_seen.clamp(min=1)
+        level = torch.where(num_seen > 0, level, mean)
+    mean, level, std = (part * scale.spread for part in (mean, level, std))
+    level, std = (
         torch.where(count > 0, own, whole)
-        for own, whole in zip((mean, floor.apply(mean, std)), scale, strict=True)
+        for own, whole in zip((level, floor.apply(mean, std)), scale, strict=True)
     )
     if not rin.affine:
-        return Scale(mean, std)
+        return Scale(level, std)
     # x' = (x - mean) / std * |weight| + bias
     spread = std / (rin.affine_weight.abs() + rin.eps)
-    return Scale(mean - rin.affine_bias * spread, spread)
+    return Scale(level - rin.affine_bias * spread, spread)

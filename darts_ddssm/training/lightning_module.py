@@ -78,13 +78,13 @@ def _with_scales(
 ) -> None:
     """Add to loaded weights what those of earlier versions do not have.
 
-    They knew no scale of covariates, and the least spread of an input chunk was a share of
-    the training set's.
+    They knew no scale of covariates, the level of an input chunk was the mean of all of it,
+    and its least spread was a share of the training set's.
     """
     for kind in ("past", "future", "static"):
         for name in (f"{kind}_shift", f"{kind}_spread"):
             state.setdefault(prefix + name, module.get_buffer(name))
-    for name in ("floor_spread", "floor_ratio"):
+    for name in ("floor_spread", "floor_ratio", "level_steps"):
         state.setdefault(prefix + name, module.get_buffer(name))
     floor = prefix + "floor_spread"
     if module.rin is not None and not state[floor].any():
@@ -122,6 +122,7 @@ class _DDSSMModule(PLForecastingModule):
 
     progress: Tensor
     by_instance: Tensor
+    level_steps: Tensor
 
     def __init__(
         self,
@@ -143,6 +144,7 @@ class _DDSSMModule(PLForecastingModule):
         decided = use_reversible_instance_norm is not None
         # set before each training, by its windows
         self.peak_learning_rate, self.input_noise = 1e-3, 0.0
+        self.trend_augmentation = 0.0
         self.has_own_recipe = not any(kwargs.get(name) for name in OPTIMIZER_ARGUMENTS)
         of_ssm = arguments_of(StateSpaceModel, kwargs)
         super().__init__(
@@ -176,15 +178,18 @@ class _DDSSMModule(PLForecastingModule):
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))
-        # The same, and `by_instance`, where a look at them waits for no device.
+        # The same, `by_instance` and `level_steps`, where a look waits for no device.
         self._share_done: float | None = None
         self._has_instance_scale: bool | None = decided and self.rin is not None
+        self._level_steps: int | None = self.input_chunk_length
         # The last loss or the first one that was not finite.
         self._loss: Tensor | None = None
         # What is observed in the batch that comes next, on the CPU.
         self._observed: Tensor | None = None
         # Whether each window has its own scale: as the user says, or by `set_scales`.
         self.register_buffer("by_instance", torch.tensor(decided and self.rin is not None))
+        # Last steps of an input chunk whose mean is its level.
+        self.register_buffer("level_steps", torch.tensor(self.input_chunk_length))
         self.decides_scale = not decided and self.rin is not None
         # Scales of the training set, saved with the weights.
         sizes = {"target": num_components, "past": 1, "future": 1, "static": 1}
@@ -212,6 +217,7 @@ class _DDSSMModule(PLForecastingModule):
             scales=self.scales,
             instance_norm=self.rin if self.has_instance_scale else None,
             instance_floor=self.instance_floor,
+            level_steps=self.num_level_steps,
             patch_length=self.patch_length,
             input_chunk_length=self.input_chunk_length,
             output_chunk_shift=self.output_chunk_shift,
@@ -226,6 +232,13 @@ class _DDSSMModule(PLForecastingModule):
         return self._has_instance_scale
 
     @property
+    def num_level_steps(self) -> int:
+        """Number of the last steps of an input chunk whose mean is its level."""
+        if self._level_steps is None:
+            self._level_steps = int(self.level_steps)
+        return self._level_steps
+
+    @property
     def share_done(self) -> float:
         """Share of the training that is done."""
         if self._share_done is None:
@@ -234,7 +247,7 @@ class _DDSSMModule(PLForecastingModule):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._has_instance_scale = self._share_done = None
+        self._has_instance_scale = self._level_steps = self._share_done = None
 
     @property
     def scales(self) -> TrainingScales:
@@ -252,12 +265,13 @@ class _DDSSMModule(PLForecastingModule):
         return InstanceFloor(self.floor_spread, self.floor_ratio)
 
     @property
-    def all_scales(self) -> tuple[TrainingScales, InstanceFloor, bool]:
+    def all_scales(self) -> tuple[TrainingScales, InstanceFloor, int | None]:
         """What :meth:`set_scales` sets."""
-        return self.scales, self.instance_floor, self.has_instance_scale
+        level_steps = self.num_level_steps if self.has_instance_scale else None
+        return self.scales, self.instance_floor, level_steps
 
     def set_scales(
-        self, scales: TrainingScales, floor: InstanceFloor, by_instance: bool
+        self, scales: TrainingScales, floor: InstanceFloor, level_steps: int | None
     ) -> None:
         """Set the scales of the training set, before training.
 
@@ -267,9 +281,10 @@ class _DDSSMModule(PLForecastingModule):
             Mean and standard deviation of target and covariates.
         floor
             Least spread of an input chunk.
-        by_instance
-            Whether each window is normalised by its input chunk. It has no effect where
-            the user has decided that.
+        level_steps
+            Number of the last steps of an input chunk whose mean is the level of a window.
+            ``None`` where windows have the scale of the training set, unless the user has
+            decided that.
         """
         for own, new in zip(
             (*self.scales, self.instance_floor), (*scales, floor), strict=True
@@ -277,8 +292,11 @@ class _DDSSMModule(PLForecastingModule):
             for part, value in zip(own, new, strict=True):
                 part.copy_(value)
         if self.decides_scale:
-            self.by_instance.fill_(by_instance)
-            self._has_instance_scale = by_instance
+            self._has_instance_scale = level_steps is not None
+            self.by_instance.fill_(self._has_instance_scale)
+        if level_steps is not None:
+            self._level_steps = level_steps
+            self.level_steps.fill_(level_steps)
 
     # --- Lightning --------------------------------------------------------------------
 
@@ -437,6 +455,7 @@ class _DDSSMModule(PLForecastingModule):
             forecast_weight,
             self.gap_augmentation,
             input_noise(self.share_done, self.input_noise),
+            self.trend_augmentation,
         )
         self._watch(loss)
         return loss, negative_elbo

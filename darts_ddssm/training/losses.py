@@ -10,6 +10,7 @@ from torch import Tensor
 from darts_ddssm.series.forecast_loss import forecast_loss
 from darts_ddssm.series.masking import mask_randomly, num_masked_rows
 from darts_ddssm.series.model import SeriesModel
+from darts_ddssm.series.trends import add_random_trends
 from darts_ddssm.ssm.window import Window
 
 # Steps of all windows whose KL makes a steady estimate for a batch. Training evaluates no
@@ -34,6 +35,7 @@ def training_loss(
     forecast_weight: float,
     gap_augmentation: float,
     input_noise: float,
+    trend_augmentation: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of training windows, and the negative ELBO that is a part of it.
 
@@ -59,7 +61,16 @@ def training_loss(
         Standard deviation of the noise that is added to what the encoder sees, in units of
         normalised values. What the latents must explain is free of it, so that copying the
         data, noise and all, explains less than the dynamics do.
+    trend_augmentation
+        Standard deviation of the trends that are added to some of the windows, as for
+        :func:`~darts_ddssm.series.trends.add_random_trends`. They have none where the
+        likelihood is that of values in their own units, such as counts.
     """
+    if trend_augmentation > 0 and model.family.location_scale:
+        # which may be learned: the data do not depend on it
+        spread = model.normalise(window).scale.spread.detach()
+        how = trend_augmentation, model.input_chunk_length
+        window = window._replace(x=add_random_trends(window.x, spread, *how))
     num_masked = num_masked_rows(gap_augmentation, len(window.x))
 
     def with_copies(x: Tensor) -> Tensor:

@@ -7,8 +7,19 @@ from darts import TimeSeries
 from darts.utils.likelihood_models import torch as likelihoods
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.estimator.automatic import automatic_patch_length, say_once
-from darts_ddssm.estimator.scales import instance_floor, prefers_instance_scale
+from darts_ddssm.estimator.automatic import (
+    FEW_WINDOWS,
+    FEWEST_WINDOWS,
+    TREND_AUGMENTATION,
+    automatic_patch_length,
+    automatic_trend_augmentation,
+    say_once,
+)
+from darts_ddssm.estimator.scales import (
+    automatic_level_steps,
+    instance_floor,
+    prefers_instance_scale,
+)
 from darts_ddssm.series.scaling import Scale
 from tests.helpers import drawn, noisy_sine, with_gaps
 
@@ -85,7 +96,7 @@ def prefers(series: list[TimeSeries], input_length: int = 12) -> bool:
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*(torch.from_numpy(f(values, 0)) for f in (np.nanmean, np.nanstd)))
     floor = instance_floor(series, input_length, scale)
-    return prefers_instance_scale(series, input_length, 0, 6, floor)
+    return prefers_instance_scale(series, input_length, 0, 6, floor, input_length)
 
 
 @pytest.mark.parametrize(
@@ -210,3 +221,131 @@ def test_a_constant_chunk_is_divided_by_what_chunks_have(tiny, value):
     forecast = model.predict(6, flat, num_samples=50, random_state=0).all_values()
     # chunks of the training series have a spread of about one
     assert 0.01 < np.abs(forecast - value).max() < 20
+
+
+# --- random trends --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "num_windows, expected",
+    [(1, 1.0), (FEWEST_WINDOWS, 1.0), (2 * FEWEST_WINDOWS, 0.5), (FEW_WINDOWS + 1, 0.0)],
+)
+def test_trends_are_for_few_windows(num_windows, expected):
+    found = automatic_trend_augmentation(num_windows, by_instance=True)
+    assert found == pytest.approx(expected * TREND_AUGMENTATION)
+    assert automatic_trend_augmentation(num_windows, by_instance=False) == 0
+
+
+def test_trends_are_added_where_a_short_series_drifts(tiny, caplog):
+    say_once.cache_clear()
+    for _ in range(2):
+        model = tiny(n_epochs=1).fit(drifting())
+    assert model.model.trend_augmentation == TREND_AUGMENTATION
+    said = [
+        r
+        for r in caplog.records
+        if f"adds random trends of about {TREND_AUGMENTATION:.2g}" in r.message
+    ]
+    assert len(said) == 1 and said[0].levelname == "WARNING"
+    assert "Pass `trend_augmentation`" in said[0].message
+
+
+def test_trends_are_not_added_where_it_keeps_its_level(tiny, caplog):
+    say_once.cache_clear()
+    assert tiny(n_epochs=1).fit(noisy_sine()).model.trend_augmentation == 0
+    assert "random trends" not in caplog.text
+
+
+def test_trends_of_the_users(tiny):
+    """Of any size, with whatever scale, and none for counts."""
+    forecasts = []
+    for trend in (0, 0.5, 3.0):
+        model = tiny(trend_augmentation=trend)
+        forecasts.append(drawn(model, noisy_sine()))
+        assert model.model.trend_augmentation == trend
+    assert not np.array_equal(forecasts[0], forecasts[1])
+    assert not np.array_equal(forecasts[1], forecasts[2])
+    counts = noisy_sine().map(lambda x: np.round(np.exp(x)))
+    forecasts = [
+        drawn(
+            tiny(trend_augmentation=t, likelihood=likelihoods.PoissonLikelihood()), counts
+        )
+        for t in (0, 3.0)
+    ]
+    np.testing.assert_array_equal(*forecasts)
+
+
+@pytest.mark.parametrize("value", (-0.1, "much", True, float("nan")))
+def test_trend_augmentation_must_be_a_number(tiny, value):
+    message = f"`trend_augmentation` must be .* got `{value!r}`"
+    with pytest.raises(ValueError, match=message):
+        tiny(trend_augmentation=value)
+
+
+# --- the level of an input chunk ------------------------------------------------------
+
+
+def random_walk(length: int = 120, seed: int = 0) -> TimeSeries:
+    steps = np.random.default_rng(seed).standard_normal(length)
+    return TimeSeries.from_values(steps.cumsum().astype(np.float32))
+
+
+def growing_seasons(length: int = 120) -> TimeSeries:
+    """A season of six steps on a rising line."""
+    season = 3 * np.sin(np.arange(length) * np.pi / 3)
+    return TimeSeries.from_values((season + 0.3 * np.arange(length)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "series, expected",
+    [
+        ([random_walk(seed=s) for s in range(3)], (1, 1)),
+        ([growing_seasons()], (5, 7)),
+        ([growing_seasons() * 1e-6, growing_seasons() * 1e6 - 1e8], (5, 7)),
+        # the longer the mean, the nearer to that of all
+        ([walk(seed=0)], (10, 12)),
+        ([constant(3.0)], (12, 12)),
+        ([with_gaps(growing_seasons(), slice(20, 100, 3))], (5, 7)),
+        ([noisy_sine(17)], (12, 12)),
+    ],
+)
+def test_steps_whose_mean_is_the_level(series, expected):
+    least, most = expected
+    assert least <= automatic_level_steps(series, 12, 0, 6) <= most
+
+
+def test_components_have_one_say_each():
+    """Whatever their unit."""
+    walk, seasons = random_walk(), growing_seasons()
+    both = [walk.stack(unit * seasons) for unit in (1e-6, 1.0, 1e6)]
+    found = {automatic_level_steps([one], 12, 0, 6) for one in both}
+    assert len(found) == 1 and found < set(range(1, 8))
+
+
+def test_a_random_walk_is_forecast_from_its_last_value(tiny):
+    """Of a chunk that rose, the mean would be far below."""
+    series = random_walk()
+    model = tiny().fit(series)
+    assert model.model.num_level_steps == 1
+    past = np.r_[np.zeros(11), 30.0].astype(np.float32)
+    forecast = model.predict(1, TimeSeries.from_values(past), num_samples=200)
+    other = tiny(use_reversible_instance_norm=True).fit(noisy_sine())
+    assert other.model.num_level_steps > 1
+    # the spread of this chunk is 8.3
+    assert forecast.all_values().mean() > 20
+
+
+def test_many_windows_have_the_mean_of_all_steps(tiny):
+    model = tiny(n_epochs=1, batch_size=256).fit(random_walk(FEW_WINDOWS + 18))
+    assert model.model.num_level_steps == 12
+
+
+def test_the_level_is_saved(tiny, tmp_path):
+    series = random_walk()
+    model = tiny(n_epochs=1).fit(series)
+    path = str(tmp_path / "model.pt")
+    model.save(path)
+    loaded = DDSSMModel.load(path)
+    assert loaded.model.num_level_steps == 1
+    one, other = (m.predict(3, series, random_state=0) for m in (model, loaded))
+    np.testing.assert_allclose(one.values(), other.values(), rtol=1e-5)

@@ -29,8 +29,8 @@ def errors_of(*series: TimeSeries, by_instance: bool = False) -> ForecastErrors 
     """Errors of forecasts of 12 steps from 24, in the units of all series."""
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*map(torch.tensor, (np.nanmean(values, 0), np.nanstd(values, 0))))
-    floor = instance_floor(series, 24, scale) if by_instance else None
-    return forecast_errors(series, 24, 0, 12, scale, floor)
+    floor, level_steps = instance_floor(series, 24, scale), 24 if by_instance else None
+    return forecast_errors(series, 24, 0, 12, scale, floor, level_steps)
 
 
 def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:

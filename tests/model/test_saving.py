@@ -53,7 +53,7 @@ def test_loaded_model_is_fitted_on(tiny, tmp_path):
     loaded = DDSSMModel.load(path)
     loaded.fit(5 + noisy_sine(seed=1), epochs=1)
     before, after = state(model), state(loaded)
-    fixed = {"progress", "by_instance", "floor_spread", "floor_ratio"}
+    fixed = {"progress", "by_instance", "level_steps", "floor_spread", "floor_ratio"}
     for name in ("target", "past", "future", "static"):
         fixed |= {f"{name}_shift", f"{name}_spread"}
     fixed.add("ssm.encoder.share_kept")

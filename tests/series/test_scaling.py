@@ -96,6 +96,25 @@ def test_instance_norm_is_not_misled_by_what_is_missing(tiny):
             torch.testing.assert_close(scale.spread[i, 0, c], std)
 
 
+@pytest.mark.parametrize("level_steps", [1, 4, 12])
+def test_level_is_the_mean_of_the_last_steps(level_steps):
+    """Of what is observed of them, and of the whole chunk where nothing is."""
+    x = torch.randn(3, 12, 2).double()
+    observed = torch.ones_like(x)
+    observed[0, -3:] = 0.0
+    rin = RINorm(input_dim=2, affine=False).double()
+    whole = Scale(x.new_zeros(2), x.new_ones(2))
+    floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
+    scale = instance_scale(rin, x, observed, whole, floor, level_steps)
+    for i in (1, 2):
+        expected = x[i, -level_steps:].mean(0)
+        torch.testing.assert_close(scale.shift[i, 0], expected)
+    expected = x[0, -level_steps:-3].mean(0) if level_steps > 3 else x[0, :-3].mean(0)
+    torch.testing.assert_close(scale.shift[0, 0], expected)
+    spread = instance_scale(rin, x, observed, whole, floor).spread
+    torch.testing.assert_close(scale.spread, spread)
+
+
 def test_instance_norm_changes_the_model(tiny):
     series = noisy_sine()
     trend = np.linspace(0, 5, 80, dtype=np.float32)[:, None]
