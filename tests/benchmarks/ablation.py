@@ -56,6 +56,7 @@ PARTS = {
     "no forecast loss": Part({"overshooting_weight": 0.0}, {}),
     "no gap augmentation": Part({"gap_augmentation": 0.0}, {}),
     "no noise on the input": Part({"input_noise": 0.0}, {}),
+    "no random trends": Part({"trend_augmentation": 0.0}, {}),
     "no averaging": Part(
         {},
         {"darts_ddssm.training.weight_averaging.averaging_rate": lambda count, decay: 1.0},
