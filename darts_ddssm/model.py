@@ -588,6 +588,11 @@ class DDSSMModel(LatentMethods):
             self._example = first.with_values(np.full(first.shape[:2], np.nan))
         return params
 
+    @property
+    def _chunk_lengths(self) -> tuple[int, int, int]:
+        """Steps of the input chunk, of the gap after it, and of the output chunk."""
+        return self.input_chunk_length, self.output_chunk_shift, self.output_chunk_length
+
     def _scales(
         self, dataset: TorchTrainingDataset
     ) -> tuple[TrainingScales, InstanceFloor, int | None]:
@@ -603,23 +608,20 @@ class DDSSMModel(LatentMethods):
             # in darts the least variance, of values in the scale of the training set
             least = own["eps"] ** 0.5 * scales.target.spread
             floor = floor._replace(spread=floor.spread.maximum(least))
-        lengths = (
-            self.input_chunk_length,
-            self.output_chunk_shift,
-            self.output_chunk_length,
-        )
         level_steps = self.input_chunk_length
         if len(dataset) <= FEW_WINDOWS:
-            level_steps = automatic_level_steps(series, *lengths)
+            level_steps = automatic_level_steps(series, *self._chunk_lengths)
         if own is not None:
             return scales, floor, level_steps if own else None
         by_instance = family_of(self.likelihood).location_scale and prefers_instance_scale(
-            series, *lengths, floor, level_steps
+            series, *self._chunk_lengths, floor, level_steps
         )
         if by_instance:
+            last = "value" if level_steps == 1 else f"{level_steps} values"
             say_once(
-                "`DDSSMModel` normalises each window by its input chunk, since the "
-                "training series drift or differ in scale. Pass "
+                "`DDSSMModel` normalises each window by its input chunk, whose level is "
+                f"that of its last {last}, since the training series drift or differ in "
+                "scale. Pass "
                 "`use_reversible_instance_norm=False` or `True` to decide it yourself."
             )
         return scales, floor, level_steps if by_instance else None
@@ -634,9 +636,7 @@ class DDSSMModel(LatentMethods):
         """Errors of simple forecasts of the training set, by which it is trained."""
         return forecast_errors(
             getattr(dataset, "series", []),
-            self.input_chunk_length,
-            self.output_chunk_shift,
-            self.output_chunk_length,
+            *self._chunk_lengths,
             scales.target,
             floor,
             level_steps,

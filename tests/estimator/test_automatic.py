@@ -322,11 +322,13 @@ def test_components_have_one_say_each():
     assert len(found) == 1 and found < set(range(1, 8))
 
 
-def test_a_random_walk_is_forecast_from_its_last_value(tiny):
+def test_a_random_walk_is_forecast_from_its_last_value(tiny, caplog):
     """Of a chunk that rose, the mean would be far below."""
     series = random_walk()
+    say_once.cache_clear()
     model = tiny().fit(series)
     assert model.model.num_level_steps == 1
+    assert "whose level is that of its last value, since" in caplog.text
     past = np.r_[np.zeros(11), 30.0].astype(np.float32)
     forecast = model.predict(1, TimeSeries.from_values(past), num_samples=200)
     other = tiny(use_reversible_instance_norm=True).fit(noisy_sine())
