@@ -76,12 +76,13 @@ def test_covariates_of_any_scale(tiny, kind):
 
     def forecasts(factor: float, offset: float) -> np.ndarray:
         series, covariates = with_covariates(kind, factor * values + offset)
-        model = tiny().fit(series, **covariates)
+        # with Adam: the bases of SOAP make much of rounding, which differs by machine
+        model = tiny(optimizer_kwargs={"lr": 1e-3}).fit(series, **covariates)
         paths = model.predict(6, series, **covariates, num_samples=5, random_state=0)
         return np.stack([path.all_values() for path in paths])
 
     plain = forecasts(1.0, 0.0)
-    np.testing.assert_allclose(forecasts(1e6, -1e5), plain, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(forecasts(1e6, -1e5), plain, rtol=1e-9, atol=1e-9)
     assert not np.allclose(forecasts(0.0, 1.0), plain, rtol=1e-5, atol=1e-5)
 
 
