@@ -608,12 +608,14 @@ class DDSSMModel(LatentMethods):
             # in darts the least variance, of values in the scale of the training set
             least = own["eps"] ** 0.5 * scales.target.spread
             floor = floor._replace(spread=floor.spread.maximum(least))
+        if not family_of(self.likelihood).location_scale or own is not None and not own:
+            return scales, floor, None
         level_steps = self.input_chunk_length
         if len(dataset) <= FEW_WINDOWS:
             level_steps = automatic_level_steps(series, *self._chunk_lengths)
         if own is not None:
-            return scales, floor, level_steps if own else None
-        by_instance = family_of(self.likelihood).location_scale and prefers_instance_scale(
+            return scales, floor, level_steps
+        by_instance = prefers_instance_scale(
             series, *self._chunk_lengths, floor, level_steps
         )
         if by_instance:
