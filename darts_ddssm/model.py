@@ -35,6 +35,7 @@ from darts_ddssm.estimator.automatic import (
     automatic_n_epochs,
     automatic_num_updates,
     automatic_patch_length,
+    automatic_reflection,
     automatic_trend_augmentation,
     even_patch_length,
     say_once,
@@ -57,7 +58,7 @@ from darts_ddssm.estimator.data_checks import (
 from darts_ddssm.estimator.distillation import drop_sampler
 from darts_ddssm.estimator.latent_methods import LatentMethods
 from darts_ddssm.estimator.scales import (
-    automatic_level_steps,
+    automatic_local_trend,
     instance_floor,
     prefers_instance_scale,
     training_scales,
@@ -65,7 +66,7 @@ from darts_ddssm.estimator.scales import (
 from darts_ddssm.estimator.sequences import data_type, known_until, of_type, prolonged
 from darts_ddssm.estimator.windows import num_observed_steps
 from darts_ddssm.series.likelihoods import family_of
-from darts_ddssm.series.scaling import InstanceFloor, TrainingScales
+from darts_ddssm.series.scaling import InstanceFloor, LocalTrend, TrainingScales
 from darts_ddssm.ssm.diffusion import MIN_SOLVER_STEPS
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.training.lightning_module import _DDSSMModule, arguments_of
@@ -103,6 +104,19 @@ def _like(original: Callable[..., Any]) -> Callable[[Method], Method]:
         return cast(Method, wraps(original)(method))
 
     return decorate
+
+
+def _described(local_trend: LocalTrend) -> str:
+    """Say which last values of an input chunk tell its level and its trend."""
+
+    def last(number: int) -> str:
+        return "last value" if number == 1 else f"last {number} values"
+
+    level = f"whose level is that of its {last(local_trend.level_steps)}"
+    if local_trend.trend_values == 0:
+        return level
+    part = "" if local_trend.trend_share == 1 else f"{local_trend.trend_share:.0%} of "
+    return f"{level}, with {part}the trend of its {last(2 * local_trend.trend_values)}"
 
 
 class DDSSMModel(LatentMethods):
@@ -225,8 +239,10 @@ class DDSSMModel(LatentMethods):
             on with the one that a short training series had. ``None`` takes 1 where each
             window is normalised by its input chunk (see ``use_reversible_instance_norm``)
             and there are at most 150 of them, less where there are more, and none for more
-            than 900. ``0`` for none, as always with likelihoods that have no location and
-            scale.
+            than 900 or where all of their own trend is taken out. Where the level of at
+            most 900 windows is their last value and there are no covariates, half of them
+            are also turned upside down: a walk may as well fall as rise. ``0`` for neither,
+            as always with likelihoods that have no location and scale.
         patch_length
             Number of time steps that share one latent state. A long window then has few
             states, which makes training and forecasts faster and reaches further into the
@@ -257,7 +273,9 @@ class DDSSMModel(LatentMethods):
             by what the narrowest chunks of the training set that do vary have. Of at most
             900 training windows, the mean is that of those last steps of the chunk that
             predict the output chunk best: of one for a random walk, of a season where there
-            are season and trend.
+            are season and trend. Where the last values also tell, by a clear margin, how
+            the level goes on, the trend that they have, or half of it, is taken out of the
+            window, and forecasts go on with it.
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series under
@@ -549,8 +567,8 @@ class DDSSMModel(LatentMethods):
         **kwargs: Any,
     ) -> dict[str, Any]:
         self._verify_train_dataset_type(train_dataset)
-        scales: tuple[TrainingScales, InstanceFloor, int | None] | None = None
-        noise, trend, is_new = 0.0, 0.0, self.model is None
+        scales: tuple[TrainingScales, InstanceFloor, LocalTrend | None] | None = None
+        noise, augmentation, is_new = 0.0, (0.0, False), self.model is None
         # darts refuses an empty dataset
         if len(train_dataset) > 0:
             scales = self.model.all_scales if self.model else self._scales(train_dataset)
@@ -558,9 +576,8 @@ class DDSSMModel(LatentMethods):
             if length_is_open or self.model_params["input_noise"] is None:
                 errors = self._forecast_errors(train_dataset, *scales)
             noise = self._input_noise(errors, len(train_dataset))
-            *_, level_steps = scales
-            by_instance = level_steps is not None
-            trend = self._trend_augmentation(len(train_dataset), by_instance)
+            *_, local_trend = scales
+            augmentation = self._augmentation(train_dataset, local_trend)
             if length_is_open:
                 predictable = is_predictable(errors)
                 epochs = self._automatic_n_epochs(train_dataset, noise, predictable)
@@ -570,7 +587,7 @@ class DDSSMModel(LatentMethods):
         module = params["model"]
         module.peak_learning_rate = automatic_learning_rate(len(train_dataset))
         module.input_noise = noise
-        module.trend_augmentation = trend
+        module.trend_augmentation, module.reflects = augmentation
         if module.has_own_recipe:
             say_once(
                 "`DDSSMModel` trains with a learning rate of up to "
@@ -595,45 +612,45 @@ class DDSSMModel(LatentMethods):
 
     def _scales(
         self, dataset: TorchTrainingDataset
-    ) -> tuple[TrainingScales, InstanceFloor, int | None]:
+    ) -> tuple[TrainingScales, InstanceFloor, LocalTrend | None]:
         """Take the scales of target and covariates from a training set.
 
         The last value is ``None`` where no window is normalised by its input chunk. Else it
-        is the number of the last steps of the chunk whose mean is its level.
+        says which last values of the chunk tell its level and its trend.
         """
         scales, series = training_scales(dataset), getattr(dataset, "series", [])
-        floor = instance_floor(series, self.input_chunk_length, scales.target)
         own = self.model_params["use_reversible_instance_norm"]
+        may_be_own = family_of(self.likelihood).location_scale and (own is None or own)
+        local_trend = LocalTrend(self.input_chunk_length)
+        if may_be_own and len(dataset) <= FEW_WINDOWS:
+            local_trend = automatic_local_trend(series, *self._chunk_lengths)
+        floor = instance_floor(series, self.input_chunk_length, scales.target, local_trend)
         if isinstance(own, dict) and "eps" in own:
             # in darts the least variance, of values in the scale of the training set
             least = own["eps"] ** 0.5 * scales.target.spread
             floor = floor._replace(spread=floor.spread.maximum(least))
-        if not family_of(self.likelihood).location_scale or own is not None and not own:
+        if not may_be_own:
             return scales, floor, None
-        level_steps = self.input_chunk_length
-        if len(dataset) <= FEW_WINDOWS:
-            level_steps = automatic_level_steps(series, *self._chunk_lengths)
-        if own is not None:
-            return scales, floor, level_steps
-        by_instance = prefers_instance_scale(
-            series, *self._chunk_lengths, floor, level_steps
+        by_instance = own is not None or prefers_instance_scale(
+            series, *self._chunk_lengths, floor, local_trend
         )
         if by_instance:
-            last = "value" if level_steps == 1 else f"{level_steps} values"
-            say_once(
-                "`DDSSMModel` normalises each window by its input chunk, whose level is "
-                f"that of its last {last}, since the training series drift or differ in "
-                "scale. Pass "
+            reason = ", since the training series drift or differ in scale. Pass "
+            reason += (
                 "`use_reversible_instance_norm=False` or `True` to decide it yourself."
             )
-        return scales, floor, level_steps if by_instance else None
+            say_once(
+                "`DDSSMModel` normalises each window by its input chunk, "
+                f"{_described(local_trend)}{reason if own is None else '.'}"
+            )
+        return scales, floor, local_trend if by_instance else None
 
     def _forecast_errors(
         self,
         dataset: TorchTrainingDataset,
         scales: TrainingScales,
         floor: InstanceFloor,
-        level_steps: int | None,
+        local_trend: LocalTrend | None,
     ) -> ForecastErrors | None:
         """Errors of simple forecasts of the training set, by which it is trained."""
         return forecast_errors(
@@ -641,7 +658,7 @@ class DDSSMModel(LatentMethods):
             *self._chunk_lengths,
             scales.target,
             floor,
-            level_steps,
+            local_trend,
         )
 
     def _input_noise(self, errors: ForecastErrors | None, num_windows: int) -> float:
@@ -656,19 +673,39 @@ class DDSSMModel(LatentMethods):
         )
         return level
 
-    def _trend_augmentation(self, num_windows: int, by_instance: bool) -> float:
-        """`trend_augmentation`, or what is chosen where there is none."""
-        own = self.model_params["trend_augmentation"]
+    def _augmentation(
+        self, dataset: TorchTrainingDataset, local_trend: LocalTrend | None
+    ) -> tuple[float, bool]:
+        """`trend_augmentation`, or what is chosen, and whether windows are turned over."""
+        own, num_windows = self.model_params["trend_augmentation"], len(dataset)
+        if local_trend is None:
+            # windows in the scale of the training set keep their level, and have no trend
+            return float(own or 0.0), False
+        if own == 0:
+            return 0.0, False
+        sample = dataset[0]
+        inputs = sample.past_covariates, sample.future_covariates, sample.static_covariates
+        reflects = automatic_reflection(
+            num_windows,
+            local_trend.level_steps == 1,
+            any(part is not None for part in inputs),
+        )
         if own is not None:
-            return float(own)
-        trend = automatic_trend_augmentation(num_windows, by_instance)
+            return float(own), reflects
+        trend = automatic_trend_augmentation(num_windows, 1 - local_trend.trend_share)
+        chosen = []
         if trend > 0:
-            say_once(
-                f"`DDSSMModel` adds random trends of about {trend:.2g} to its training "
-                "windows, since they are few and drift. Pass `trend_augmentation` to "
-                "decide it yourself."
+            chosen.append(
+                f"adds random trends of about {trend:.2g} to its training windows"
             )
-        return trend
+        if reflects:
+            chosen.append("turns half of its training windows upside down")
+        if chosen:
+            say_once(
+                f"`DDSSMModel` {' and '.join(chosen)}, since they are few and drift. Pass "
+                "`trend_augmentation` to decide it yourself, 0 for neither."
+            )
+        return trend, reflects
 
     def _setup_for_fit_from_dataset(self, series: Any, *args: Any, **kwargs: Any) -> Any:
         check_series("series", series)

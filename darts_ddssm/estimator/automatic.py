@@ -22,8 +22,8 @@ MIN_UPDATES, FEW_EXAMPLES, MAX_UPDATES = 400, 300, 3500
 # which tells something new.
 LITTLE_NOISE = 0.004
 
-# Up to so many windows the model is told where to look for the level of what follows, and
-# windows with other trends are added. Of more it learns both by itself.
+# Up to so many windows the model is told where to look for level and trend of what follows,
+# and windows with other trends, or upside down, are added. Of more it learns by itself.
 FEW_WINDOWS = 900
 
 # Standard deviation of these trends, up to so many windows. From there on it is inverse to
@@ -108,20 +108,39 @@ def automatic_n_epochs(num_updates: int, num_windows: int, batch_size: int) -> i
     return max(round(num_updates / math.ceil(num_windows / batch_size)), 1)
 
 
-def automatic_trend_augmentation(num_windows: int, by_instance: bool) -> float:
+def automatic_trend_augmentation(num_windows: int, share_left: float) -> float:
     """Return the standard deviation of the trends that are added to training windows.
 
     Parameters
     ----------
     num_windows
         Windows of the training set.
-    by_instance
-        Whether each window is normalised by its input chunk. Where not, the training series
-        keep their level, and have no trend.
+    share_left
+        Share of the trend of a window that is left when it is normalised.
     """
-    if not by_instance or num_windows > FEW_WINDOWS:
+    if share_left == 0 or num_windows > FEW_WINDOWS:
         return 0.0
     return TREND_AUGMENTATION * min(FEWEST_WINDOWS / num_windows, 1.0)
+
+
+def automatic_reflection(
+    num_windows: int, starts_from_last_value: bool, has_inputs: bool
+) -> bool:
+    """Tell whether half of the training windows are turned upside down.
+
+    A walk may as well fall as rise, but a season has its shape, and covariates act in one
+    direction.
+
+    Parameters
+    ----------
+    num_windows
+        Windows of the training set.
+    starts_from_last_value
+        Whether the level of each window is the last value of its input chunk.
+    has_inputs
+        Whether there are covariates.
+    """
+    return starts_from_last_value and not has_inputs and num_windows <= FEW_WINDOWS
 
 
 def automatic_learning_rate(num_windows: int) -> float:

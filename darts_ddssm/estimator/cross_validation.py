@@ -30,8 +30,8 @@ import torch
 from darts import TimeSeries
 from torch import Tensor
 
-from darts_ddssm.estimator.windows import level_of, moments, windows_of
-from darts_ddssm.series.scaling import InstanceFloor, Scale
+from darts_ddssm.estimator.windows import flagged, windows_of
+from darts_ddssm.series.scaling import InstanceFloor, LocalTrend, Scale, local_moments
 
 # Standard deviations to choose from, in units of normalised values.
 NOISE_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.0)
@@ -92,7 +92,7 @@ def forecast_errors(
     output_length: int,
     scale: Scale,
     floor: InstanceFloor,
-    level_steps: int | None,
+    local_trend: LocalTrend | None,
 ) -> ForecastErrors | None:
     """Return the errors of forecasts of the training series by cross-validation.
 
@@ -110,9 +110,9 @@ def forecast_errors(
         The scale of the training set.
     floor
         The least spread of an input chunk.
-    level_steps
-        Last steps of an input chunk whose mean is its level, if each window is normalised
-        by its own.
+    local_trend
+        Which last values of an input chunk tell its level and its trend, if each window is
+        normalised by its own.
 
     Returns
     -------
@@ -120,16 +120,19 @@ def forecast_errors(
         The errors. ``None`` where there are too few windows.
     """
     length = input_length + gap + output_length
-    shift, spread = scale
     inputs, outputs, trains, helds = [], [], [], []
     parts = windows_of([_filled(one) for one in series], length, 0.0, MAX_WINDOWS)
     for i, windows in enumerate(parts):
         past, ahead = windows.x[:input_length], windows.x[-output_length:]
-        if level_steps is not None:
-            mean, std, _ = moments(past)
-            shift, spread = level_of(past, level_steps), floor.apply(mean, std)
-        # (T, N, C) -> (N, C, T)
-        normalised = [((x - shift) / spread).movedim(0, -1) for x in (past, ahead)]
+        if local_trend is not None:
+            local = local_moments(*flagged(past), local_trend)
+            spread = floor.apply(local.mean, local.std)
+            scale = Scale(local.level, spread, local.slope)
+        # (T, N, C) -> (N, T, C) -> (N, C, T)
+        normalised = [
+            scale.normalise(x.transpose(0, 1), first).mT
+            for x, first in ((past, -input_length), (ahead, gap))
+        ]
         train, held = _folds(windows.starts, output_length, i)
         inputs.append(normalised[0][..., -MAX_INPUTS:])
         outputs.append(normalised[1])

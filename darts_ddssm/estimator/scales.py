@@ -10,19 +10,35 @@ import numpy as np
 import torch
 from darts import TimeSeries
 from darts.utils.data import TorchTrainingDataset
+from torch import Tensor
 from torch.distributions import Normal, StudentT
 
-from darts_ddssm.estimator.windows import NUM_WINDOWS, level_of, moments, windows_of
+from darts_ddssm.estimator.windows import (
+    NUM_WINDOWS,
+    flagged,
+    moments,
+    windows_of,
+)
 from darts_ddssm.series.scaling import (
     ROUNDING_ERRORS,
     InstanceFloor,
+    LocalTrend,
     Scale,
     TrainingScales,
     is_constant,
+    level_and_slope,
+    local_moments,
 )
 
 # What a scale of each window must gain to be no accident, in nats per value.
 MIN_GAIN = 0.1
+
+# What a trend of each window must be worth to be no accident: the error of forecasts by
+# level and trend is at most this share of that by the level and growth as usual.
+MAX_SHARE_OF_ERROR = 0.9
+
+# Shares of such a trend that may go on, and the most numbers of steps that are tried.
+TREND_SHARES, NUM_TRENDS = (0.5, 1.0), 24
 
 # The spread of a covariate is at least this share of its range: the rare event of a
 # covariate of zeros and ones is a value of a few, not of hundreds.
@@ -84,7 +100,10 @@ def _scale(values: np.ndarray, is_covariate: bool) -> Scale:
 
 
 def instance_floor(
-    series: Sequence[TimeSeries], input_length: int, scale: Scale
+    series: Sequence[TimeSeries],
+    input_length: int,
+    scale: Scale,
+    local_trend: LocalTrend,
 ) -> InstanceFloor:
     """What the input chunks of some training series are divided by at least.
 
@@ -99,11 +118,14 @@ def instance_floor(
         Steps of an input chunk.
     scale
         The scale of the training set, for where no chunk varies.
+    local_trend
+        Which last values of an input chunk tell its level and its trend.
     """
     spreads, ratios = [], []
     for windows in windows_of(series, input_length):
         # (T, N, C) -> (N, C)
-        mean, std, _ = moments(windows.x)
+        local = local_moments(*flagged(windows.x), local_trend)
+        mean, std = local.mean.squeeze(1), local.std.squeeze(1)
         size = mean.hypot(std)
         std = torch.where(is_constant(size, std), torch.nan, std)
         spreads.append(std.nanquantile(FLOOR_QUANTILE, dim=0))
@@ -119,13 +141,15 @@ def instance_floor(
     )
 
 
-def automatic_level_steps(
+def automatic_local_trend(
     series: Sequence[TimeSeries], input_length: int, gap: int, output_length: int
-) -> int:
-    """Return how many last steps of an input chunk say most of the level of what follows.
+) -> LocalTrend:
+    """Return which last values of an input chunk say most of what follows.
 
-    That is one for a random walk, a season where there are season and trend, and all where
-    a series returns to its mean.
+    The level is the last value of a random walk, the mean of a season where there are
+    season and trend, and that of all steps where a series returns to its mean. Growth as
+    usual, in terms of the spread of a chunk, a network learns from the windows. A trend of
+    each window is told apart only where forecasts by it are better by a clear margin.
 
     Parameters
     ----------
@@ -134,21 +158,94 @@ def automatic_level_steps(
     input_length, gap, output_length
         Steps of the input chunk, between the chunks, and of the output chunk.
     """
-    errors = []
-    for _, windows, _ in windows_of(series, input_length + gap + output_length):
-        past, ahead = windows[:input_length], windows[-output_length:]
-        each = [
-            # (n, N, C) -> (C,)
-            (ahead - level_of(past, num_steps)).abs().nanmean((0, 1))
-            for num_steps in range(1, input_length + 1)
-        ]
-        # (I, C), in a unit of their own
-        errors.append(torch.stack(each) / torch.stack(each).mean(0))
-    if not errors:
-        return input_length
-    # of a constant there is none
-    mean = torch.cat(errors, dim=1).nanmean(1)
-    return int(mean.argmin()) + 1 if mean.isfinite().all() else input_length
+    chunks = [
+        (*flagged(windows[:input_length]), windows[-output_length:].transpose(0, 1))
+        for _, windows, _ in windows_of(series, input_length + gap + output_length)
+    ]
+    if not chunks:
+        return LocalTrend(input_length)
+
+    def errors(candidates: list[LocalTrend]) -> Tensor:
+        """Mean absolute errors of forecasts by each, (candidates, C of all series)."""
+        each = [[_error(*chunk, gap, one) for chunk in chunks] for one in candidates]
+        return torch.stack([torch.cat(parts) for parts in each])
+
+    levels = [LocalTrend(number) for number in range(1, input_length + 1)]
+    of_levels = errors(levels)
+    # of a constant there is none; each series has a unit of its own
+    unit = of_levels.mean(0)
+    means = (of_levels / unit).nanmean(1)
+    if not means.isfinite().all():
+        return LocalTrend(input_length)
+    level = levels[int(means.argmin())]
+    usual = (_errors_of_usual_growth(chunks, level) / unit).nanmean()
+    least = MAX_SHARE_OF_ERROR * means.min().fmin(usual)
+    longest = input_length // 2
+    numbers = np.geomspace(1, max(longest, 1), NUM_TRENDS).round().astype(int)
+    trends = [
+        LocalTrend(level_steps, number, share)
+        for number in np.unique(numbers[numbers <= longest]).tolist()
+        for level_steps in sorted({1, number, level.level_steps})
+        for share in TREND_SHARES
+    ]
+    if not trends:
+        return level
+    means = (errors(trends) / unit).nanmean(1)
+    return trends[int(means.argmin())] if means.min() < least else level
+
+
+def _error(
+    past: Tensor, observed: Tensor, ahead: Tensor, gap: int, local_trend: LocalTrend
+) -> Tensor:
+    """Mean absolute error of forecasts by level and trend of input chunks, (C,).
+
+    Parameters
+    ----------
+    past, observed
+        Values and flags of input chunks, (N, I, C).
+    ahead
+        Output chunks, with NaN where a value is missing, (N, n, C).
+    gap
+        Steps between the chunks.
+    local_trend
+        Which values tell level and trend.
+    """
+    level, slope = level_and_slope(past, observed, local_trend)
+    # of nothing there is no level
+    level = torch.where(observed.any(1, keepdim=True), level, torch.nan)
+    return (ahead - _line(level, slope, gap, ahead.shape[1])).abs().nanmean((0, 1))
+
+
+def _line(level: Tensor, slope: Tensor, gap: int, output_length: int) -> Tensor:
+    """Return the line that goes on from input chunks, over their output chunks.
+
+    (N, 1, C) -> (N, n, C)
+    """
+    steps = torch.arange(gap, gap + output_length, dtype=level.dtype)
+    return level + slope * steps.unsqueeze(-1)
+
+
+def _errors_of_usual_growth(
+    chunks: Sequence[tuple[Tensor, Tensor, Tensor]], level: LocalTrend
+) -> Tensor:
+    """Errors of forecasts by a level and the median growth from it, (C of all series).
+
+    Growth is counted in spreads of the input chunk. Chunks as for :func:`_error`.
+    """
+    moments = [local_moments(past, observed, level) for past, observed, _ in chunks]
+    # a constant does not grow
+    spreads = [torch.where(each.std > 0, each.std, torch.nan) for each in moments]
+    growth = [
+        (ahead - each.level) / spread
+        for (*_, ahead), each, spread in zip(chunks, moments, spreads, strict=True)
+    ]
+    # of all windows, (n, C)
+    usual = torch.cat(growth).nanmedian(0).values
+    errors = [
+        ((part - usual) * spread).abs().nanmean((0, 1))
+        for part, spread in zip(growth, spreads, strict=True)
+    ]
+    return torch.cat(errors)
 
 
 def prefers_instance_scale(
@@ -157,7 +254,7 @@ def prefers_instance_scale(
     gap: int,
     output_length: int,
     floor: InstanceFloor,
-    level_steps: int,
+    local_trend: LocalTrend,
 ) -> bool:
     """Tell whether a window is better scaled by its own past than by the training set.
 
@@ -176,8 +273,8 @@ def prefers_instance_scale(
         Steps of the input chunk, between the chunks, and of the output chunk.
     floor
         Least spread of an input chunk.
-    level_steps
-        Last steps of an input chunk whose mean is its level.
+    local_trend
+        Which last values of an input chunk tell its level and its trend.
     """
     length = input_length + gap + output_length
     longer = [one for one in series if len(one) >= length + 2]
@@ -190,20 +287,21 @@ def prefers_instance_scale(
     by_training_set = Normal(mean, std, validate_args=False)
     gains = []
     for _, windows, _ in parts:
-        own_mean, own_std, count = moments(windows[:input_length])
-        least = floor.apply(own_mean, own_std)
-        has_scale, own_std = own_std >= least, least
+        local = local_moments(*flagged(windows[:input_length]), local_trend)
+        least = floor.apply(local.mean, local.std)
+        has_scale, own_std, count = local.std >= least, least, local.num_values
         # one value alone has no spread
         own_std = torch.where(count > 1, own_std, torch.nan)
         count = count.clamp(min=2)
         own_std = own_std * ((count + 1) / (count - 1)).sqrt()
-        own_level = level_of(windows[:input_length], level_steps)
+        own_level = _line(local.level, local.slope, gap, output_length)
         by_input = StudentT(count - 1, own_level, own_std, validate_args=False)
         whole_mean, whole_std, _ = moments(windows)
         constant = is_constant(whole_mean.abs(), whole_std)
-        ahead = torch.where(constant, torch.nan, windows[-output_length:])
+        # (n, N, C) -> (N, n, C)
+        ahead = torch.where(constant, torch.nan, windows[-output_length:]).transpose(0, 1)
         gain = by_input.log_prob(ahead) - by_training_set.log_prob(ahead)
         # zeros after zeros are no reason to call the next pulse a thousand
         gains.append(torch.where(has_scale, gain, gain.clamp(max=0.0)))
-    # (n, N, C) of each series
+    # (N, n, C) of each series
     return torch.cat([gain.flatten() for gain in gains]).nanmean().item() > MIN_GAIN

@@ -72,18 +72,13 @@ def num_observed_steps(series: Sequence[TimeSeries]) -> int:
     return sum(int(steps.sum()) for steps in known)
 
 
-def level_of(x: Tensor, num_steps: int) -> Tensor:
-    """Mean of the last observed values along the first axis, of all if none is observed.
+def flagged(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return windows with 0 where a value is missing, and the flags of those that are not.
 
-    Parameters
-    ----------
-    x
-        Input chunks, (I, ...).
-    num_steps
-        Number of the last steps.
+    (T, N, C) -> twice (N, T, C)
     """
-    last = x[-num_steps:].nanmean(0)
-    return torch.where(last.isnan(), x.nanmean(0), last)
+    x = x.transpose(0, 1)
+    return x.nan_to_num(), (~x.isnan()).to(x.dtype)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

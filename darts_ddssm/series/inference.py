@@ -228,7 +228,8 @@ def _draw(
     """Draw observations along paths of states (S * B, M, D): (S, B, T, C)."""
     raw = model.decode(z, patches.u.repeat(num_samples, 1, 1), cut)
     # (S * B, T, C, K) -> (S, B, T, C, K)
-    return model.draw(raw.unflatten(0, (num_samples, -1)), normalised.scale)
+    first = model.first_step(normalised.data.shape[1])
+    return model.draw(raw.unflatten(0, (num_samples, -1)), normalised.scale, first)
 
 
 @dataclass

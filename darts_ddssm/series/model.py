@@ -31,6 +31,7 @@ from darts_ddssm.series.likelihoods import (
 )
 from darts_ddssm.series.scaling import (
     InstanceFloor,
+    LocalTrend,
     Scale,
     TrainingScales,
     instance_scale,
@@ -121,8 +122,8 @@ class SeriesModel:
         darts' module if each window is normalised by its input chunk, or None.
     instance_floor
         The least spread of an input chunk.
-    level_steps
-        Last steps of an input chunk whose mean is its level.
+    local_trend
+        Which last values of an input chunk tell its level and its trend.
     patch_length
         Number L of time steps that a latent state stands for.
     input_chunk_length, output_chunk_shift, output_chunk_length
@@ -134,7 +135,7 @@ class SeriesModel:
     scales: TrainingScales
     instance_norm: RINorm | None
     instance_floor: InstanceFloor
-    level_steps: int
+    local_trend: LocalTrend
     patch_length: int
     input_chunk_length: int
     output_chunk_shift: int
@@ -154,10 +155,17 @@ class SeriesModel:
             steps = slice(0, self.input_chunk_length)
             past = window.x[:, steps], window.observed[:, steps]
             scale = instance_scale(
-                self.instance_norm, *past, scale, self.instance_floor, self.level_steps
+                self.instance_norm, *past, scale, self.instance_floor, self.local_trend
             )
-        x = scale.normalise(window.x)
+        x = scale.normalise(window.x, self.first_step(window.x.shape[1]))
         return NormalisedWindow(window._replace(x=x), scale, window.x)
+
+    def first_step(self, num_steps: int) -> int:
+        """Return the first step of so many that begin with an input chunk.
+
+        It is counted from the first one after the chunk.
+        """
+        return -min(self.input_chunk_length, num_steps)
 
     def patches(self, num_before: int, num_after: int = 0) -> Patches:
         """Return how a window of so many steps before and after an origin is cut."""
@@ -186,11 +194,14 @@ class SeriesModel:
         """
         return patches.unfold(self.ssm.decoder(z, u))
 
-    def draw(self, raw: Tensor, scale: Scale) -> Tensor:
-        """Draw an observation from each density: (S, B, T, C, K) -> (S, B, T, C)."""
+    def draw(self, raw: Tensor, scale: Scale, first: int) -> Tensor:
+        """Draw an observation from each density: (S, B, T, C, K) -> (S, B, T, C).
+
+        The first step is counted from the first one after the input chunk.
+        """
         # (S, B, T, ...) -> (S * B, T, ...) and back
         sample = draw(self.likelihood, raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
-        return scale.to_data(sample) if self.family.location_scale else sample
+        return scale.to_data(sample, first) if self.family.location_scale else sample
 
     # --- the ELBO ---------------------------------------------------------------------
 
@@ -266,7 +277,7 @@ class SeriesModel:
             x, change = window.x, (weight * scale.spread.log()).mean()
         elif self.family.location_scale:
             # A prior is one of the data's parameters.
-            raw = scale.parameters_to_data(raw)
+            raw = scale.parameters_to_data(raw, self.first_step(x.shape[1]))
         nll = negative_log_likelihood(self.likelihood, raw, x, weight) + change
         # One weight for each window, (B, 1), that of its greatest value: a step or a
         # component of little weight must not make states cheap that all of them share.
@@ -520,7 +531,8 @@ class SeriesModel:
         encoded = self.encode(context, observed)
         how = n, num_samples, num_solver_steps, max_paths
         groups = self._forecast_parameters(encoded, horizon, *how)
-        return torch.cat([self.draw(raw, encoded.scale) for raw in groups])
+        first = self.output_chunk_shift
+        return torch.cat([self.draw(raw, encoded.scale, first) for raw in groups])
 
     def marginal_parameters(
         self,
@@ -552,7 +564,8 @@ class SeriesModel:
         parameters = marginal_parameters(self.likelihood, raw)
         if self.family.location_scale:
             mean, std = parameters
-            parameters = encoded.scale.to_data(mean), std * encoded.scale.spread
+            mean = encoded.scale.to_data(mean, self.output_chunk_shift)
+            parameters = mean, std * encoded.scale.spread
         return torch.stack(parameters, dim=-1)
 
     def mean_path_parameters(
@@ -570,7 +583,9 @@ class SeriesModel:
         history = self.ssm.mean_history(encoded.projection, patches, num_solver_steps)
         how = n, num_solver_steps, patches.x.shape[1], True
         raw = self._decode_ahead(history, horizon, *how)[0]
-        return encoded.scale.parameters_to_data(raw) if self.family.location_scale else raw
+        if not self.family.location_scale:
+            return raw
+        return encoded.scale.parameters_to_data(raw, self.output_chunk_shift)
 
 
 def group_sizes(total: int, size: int) -> Iterator[int]:

@@ -41,26 +41,52 @@ class Scale(NamedTuple):
     ----------
     shift, spread
         One value per component, (C,), or per series and component, (B, 1, C).
+    slope
+        Change of the shift per step, (B, 1, C). ``None`` where there is none. The shift is
+        then that of the first step after an input chunk.
     """
 
     shift: Tensor
     spread: Tensor
+    slope: Tensor | None = None
 
-    def normalise(self, x: Tensor) -> Tensor:
-        """Map data (..., B, T, C) to normalised values."""
-        return (x - self.shift) / self.spread
+    def normalise(self, x: Tensor, first: int = 0) -> Tensor:
+        """Map data to normalised values.
 
-    def to_data(self, x: Tensor) -> Tensor:
-        """Map normalised values (..., B, T, C) to data."""
-        return x * self.spread + self.shift
+        Parameters
+        ----------
+        x
+            Data, (..., B, T, C).
+        first
+            The first of their steps, counted from the first one after the input chunk.
+        """
+        return (x - self._shift_along(x, first)) / self.spread
 
-    def parameters_to_data(self, raw: Tensor) -> Tensor:
+    def to_data(self, x: Tensor, first: int = 0) -> Tensor:
+        """Map normalised values to data, as :meth:`normalise` maps them back."""
+        return x * self.spread + self._shift_along(x, first)
+
+    def _shift_along(self, x: Tensor, first: int) -> Tensor:
+        """Return the shift at each step of values (..., B, T, C)."""
+        if self.slope is None:
+            return self.shift
+        num_steps = x.shape[-2]
+        steps = torch.arange(first, first + num_steps, dtype=x.dtype, device=x.device)
+        # (B, 1, C) and (T, 1) -> (B, T, C)
+        return self.shift + self.slope * steps.unsqueeze(-1)
+
+    def parameters_to_data(self, raw: Tensor, first: int = 0) -> Tensor:
         """Map raw parameters of a location-scale family (B, T, C, K) to the data's."""
         location, raw_spread = raw.unbind(-1)
         spread = nn.functional.softplus(raw_spread) * self.spread
         # the inverse of softplus, exact for large and for small spreads
         raw_spread = spread + torch.log(-torch.expm1(-spread))
-        return torch.stack([self.to_data(location), raw_spread], dim=-1)
+        return torch.stack([self.to_data(location, first), raw_spread], dim=-1)
+
+    def detach(self) -> "Scale":
+        """Return the same scale, from which nothing is learned."""
+        slope = None if self.slope is None else self.slope.detach()
+        return Scale(self.shift.detach(), self.spread.detach(), slope)
 
     @classmethod
     def unit(cls) -> "Scale":
@@ -106,19 +132,133 @@ class InstanceFloor(NamedTuple):
         return std.maximum(self.spread).maximum(of_level)
 
 
+class LocalTrend(NamedTuple):
+    """Which last values of an input chunk tell its level and its trend.
+
+    Attributes
+    ----------
+    level_steps
+        Number of the last steps, the mean of whose observed values is the level.
+    trend_values
+        Number of the last observed values whose mean, less that of as many before them, is
+        the trend. 0 where there is none.
+    trend_share
+        Share of this trend that goes on.
+    """
+
+    level_steps: int
+    trend_values: int = 0
+    trend_share: float = 0.0
+
+
+class LocalMoments(NamedTuple):
+    """What the observed values of input chunks say, (B, 1, C) each.
+
+    Attributes
+    ----------
+    level
+        The level of the first step after the chunk, by its trend.
+    slope
+        Change of the level per step.
+    mean
+        Mean of the values.
+    std
+        Standard deviation of the values around their trend.
+    num_values
+        Number of values. Where it is 0, so is all else.
+    """
+
+    level: Tensor
+    slope: Tensor
+    mean: Tensor
+    std: Tensor
+    num_values: Tensor
+
+
+def level_and_slope(
+    x: Tensor, observed: Tensor, local_trend: LocalTrend
+) -> tuple[Tensor, Tensor]:
+    """Take level and trend of input chunks.
+
+    Parameters
+    ----------
+    x, observed
+        Values, any finite number where missing, and flags of the chunks, (B, T, C).
+    local_trend
+        Which values tell level and trend. Where nothing is observed at the last steps, the
+        last values before them tell the level. Of too few values there is no trend.
+
+    Returns
+    -------
+    level
+        The level of the first step after the chunk, by its trend, (B, 1, C).
+    slope
+        Change of the level per step, (B, 1, C).
+    """
+    num_steps = x.shape[1]
+    # the first step after the chunk is at 0
+    time = torch.arange(-num_steps, 0, dtype=x.dtype, device=x.device).unsqueeze(-1)
+    # number of the observed values from a step on, 1 at the last one
+    number = observed.flip(1).cumsum(1, dtype=torch.int32).flip(1)
+
+    def means(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of the observed ones of some values, and of their times."""
+        chosen = observed * chosen
+        count = chosen.sum(1, keepdim=True).clamp(min=1)
+        mean, centre = ((part * chosen).sum(1, keepdim=True) / count for part in (x, time))
+        return mean, centre
+
+    recent = time >= -local_trend.level_steps
+    is_observed = (observed * recent).sum(1, keepdim=True) > 0
+    last_values = number <= local_trend.level_steps
+    level, centre = means(torch.where(is_observed, recent, last_values))
+    size = local_trend.trend_values
+    if size == 0:
+        return level, torch.zeros_like(level)
+    late, late_centre = means(number <= size)
+    early, early_centre = means((number > size) & (number <= 2 * size))
+    is_known = number.amax(1, keepdim=True) > size
+    duration = torch.where(is_known, late_centre - early_centre, 1.0)
+    change = torch.where(is_known, late - early, 0.0)
+    slope = local_trend.trend_share * change / duration
+    return level - slope * centre, slope
+
+
+def local_moments(x: Tensor, observed: Tensor, local_trend: LocalTrend) -> LocalMoments:
+    """Take level, trend and spread of input chunks.
+
+    Parameters
+    ----------
+    x, observed, local_trend
+        As for :func:`level_and_slope`.
+    """
+    level, slope = level_and_slope(x, observed, local_trend)
+    num_values = observed.sum(1, keepdim=True)
+
+    def mean_of(values: Tensor) -> Tensor:
+        return (values * observed).sum(1, keepdim=True) / num_values.clamp(min=1)
+
+    rest = x
+    if local_trend.trend_values > 0:
+        steps = torch.arange(x.shape[1], dtype=x.dtype, device=x.device)
+        rest = x - slope * steps.unsqueeze(-1)
+    std = mean_of((rest - mean_of(rest)).square()).sqrt()
+    return LocalMoments(level, slope, mean_of(x), std, num_values)
+
+
 def instance_scale(
     rin: RINorm,
     x: Tensor,
     observed: Tensor,
     scale: Scale,
     floor: InstanceFloor,
-    level_steps: int | None = None,
+    local_trend: LocalTrend,
 ) -> Scale:
     """Scale of each series by the observed values of its input chunk.
 
     The level is the mean of its last steps, as many as tell most of what follows: the last
-    value of a random walk, the last season of a trend. The spread is that around the mean
-    of all steps.
+    value of a random walk, the last season of a seasonal series. A trend that goes on is
+    taken out. The spread is that of all values around the trend.
 
     Parameters
     ----------
@@ -130,28 +270,19 @@ def instance_scale(
         The scale of the training set, for a component that is nowhere observed.
     floor
         Least spread of a chunk.
-    level_steps
-        Number of the last steps. Where nothing is observed at them, or ``None``: all.
+    local_trend
+        Which of the values tell level and trend.
     """
     # in a unit in which squares do not overflow
-    x = x / scale.spread
-    count = observed.sum(1, keepdim=True)
-    mean = (x * observed).sum(1, keepdim=True) / count.clamp(min=1)
-    deviation = (x - mean) * observed
-    std = (deviation.square().sum(1, keepdim=True) / count.clamp(min=1)).sqrt()
-    level = mean
-    if level_steps is not None:
-        last, seen = x[:, -level_steps:], observed[:, -level_steps:]
-        num_seen = seen.sum(1, keepdim=True)
-        level = (last * seen).sum(1, keepdim=True) / num_seen.clamp(min=1)
-        level = torch.where(num_seen > 0, level, mean)
-    mean, level, std = (part * scale.spread for part in (mean, level, std))
+    *moments, count = local_moments(x / scale.spread, observed, local_trend)
+    level, slope, mean, std = (part * scale.spread for part in moments)
     level, std = (
         torch.where(count > 0, own, whole)
-        for own, whole in zip((level, floor.apply(mean, std)), scale, strict=True)
+        for own, whole in zip((level, floor.apply(mean, std)), scale[:2], strict=True)
     )
-    if not rin.affine:
-        return Scale(level, std)
-    # x' = (x - mean) / std * |weight| + bias
-    spread = std / (rin.affine_weight.abs() + rin.eps)
-    return Scale(level - rin.affine_bias * spread, spread)
+    spread = std
+    if rin.affine:
+        # x' = (x - mean) / std * |weight| + bias
+        spread = std / (rin.affine_weight.abs() + rin.eps)
+        level = level - rin.affine_bias * spread
+    return Scale(level, spread, slope if local_trend.trend_values > 0 else None)

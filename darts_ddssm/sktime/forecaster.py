@@ -108,7 +108,8 @@ class DDSSMForecaster(BaseForecaster):
         in normalised units. ``None`` to choose it by cross-validation.
     trend_augmentation
         Standard deviation of the linear trends that are added at random to half of the
-        windows in training. ``None`` to have them where windows are few and drift.
+        windows in training. ``None`` to have them where windows are few and drift, and
+        some of these windows upside down too. ``0`` for neither.
     patch_length
         Number of time steps that share one latent state. ``None`` for 1 in windows of
         fewer than 36 steps, and for about 24 states in longer ones.

@@ -38,7 +38,12 @@ from darts_ddssm.series.batches import (
 from darts_ddssm.series.inference import Question
 from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.series.model import SeriesModel
-from darts_ddssm.series.scaling import InstanceFloor, Scale, TrainingScales
+from darts_ddssm.series.scaling import (
+    InstanceFloor,
+    LocalTrend,
+    Scale,
+    TrainingScales,
+)
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.ssm.window import Window
@@ -63,6 +68,9 @@ GRADIENT_CLIP_NORM = 1.0
 # Updates after which the loss is looked at, to see whether it is still finite.
 CHECK_PERIOD = 16
 
+# The buffers of which values tell level and trend of an input chunk.
+LOCAL_TREND = LocalTrend._fields
+
 # Whoever passes one of these has a recipe of their own.
 OPTIMIZER_ARGUMENTS = ("optimizer_cls", "optimizer_kwargs", "lr_scheduler_cls")
 
@@ -78,13 +86,13 @@ def _with_scales(
 ) -> None:
     """Add to loaded weights what those of earlier versions do not have.
 
-    They knew no scale of covariates, the level of an input chunk was the mean of all of it,
-    and its least spread was a share of the training set's.
+    They knew no scale of covariates and no trend of an input chunk, its level was the mean
+    of all of it, and its least spread was a share of the training set's.
     """
     for kind in ("past", "future", "static"):
         for name in (f"{kind}_shift", f"{kind}_spread"):
             state.setdefault(prefix + name, module.get_buffer(name))
-    for name in ("floor_spread", "floor_ratio", "level_steps"):
+    for name in ("floor_spread", "floor_ratio", *LOCAL_TREND):
         state.setdefault(prefix + name, module.get_buffer(name))
     floor = prefix + "floor_spread"
     if module.rin is not None and not state[floor].any():
@@ -122,7 +130,6 @@ class _DDSSMModule(PLForecastingModule):
 
     progress: Tensor
     by_instance: Tensor
-    level_steps: Tensor
 
     def __init__(
         self,
@@ -144,7 +151,7 @@ class _DDSSMModule(PLForecastingModule):
         decided = use_reversible_instance_norm is not None
         # set before each training, by its windows
         self.peak_learning_rate, self.input_noise = 1e-3, 0.0
-        self.trend_augmentation = 0.0
+        self.trend_augmentation, self.reflects = 0.0, False
         self.has_own_recipe = not any(kwargs.get(name) for name in OPTIMIZER_ARGUMENTS)
         of_ssm = arguments_of(StateSpaceModel, kwargs)
         super().__init__(
@@ -178,18 +185,19 @@ class _DDSSMModule(PLForecastingModule):
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))
-        # The same, `by_instance` and `level_steps`, where a look waits for no device.
+        # The same, `by_instance` and the local trend, where a look waits for no device.
         self._share_done: float | None = None
         self._has_instance_scale: bool | None = decided and self.rin is not None
-        self._level_steps: int | None = self.input_chunk_length
+        self._local_trend: LocalTrend | None = LocalTrend(self.input_chunk_length)
         # The last loss or the first one that was not finite.
         self._loss: Tensor | None = None
         # What is observed in the batch that comes next, on the CPU.
         self._observed: Tensor | None = None
         # Whether each window has its own scale: as the user says, or by `set_scales`.
         self.register_buffer("by_instance", torch.tensor(decided and self.rin is not None))
-        # Last steps of an input chunk whose mean is its level.
-        self.register_buffer("level_steps", torch.tensor(self.input_chunk_length))
+        # Which last values of an input chunk tell its level and its trend.
+        for name, value in self._local_trend._asdict().items():
+            self.register_buffer(name, torch.tensor(value))
         self.decides_scale = not decided and self.rin is not None
         # Scales of the training set, saved with the weights.
         sizes = {"target": num_components, "past": 1, "future": 1, "static": 1}
@@ -217,7 +225,7 @@ class _DDSSMModule(PLForecastingModule):
             scales=self.scales,
             instance_norm=self.rin if self.has_instance_scale else None,
             instance_floor=self.instance_floor,
-            level_steps=self.num_level_steps,
+            local_trend=self.local_trend,
             patch_length=self.patch_length,
             input_chunk_length=self.input_chunk_length,
             output_chunk_shift=self.output_chunk_shift,
@@ -232,11 +240,13 @@ class _DDSSMModule(PLForecastingModule):
         return self._has_instance_scale
 
     @property
-    def num_level_steps(self) -> int:
-        """Number of the last steps of an input chunk whose mean is its level."""
-        if self._level_steps is None:
-            self._level_steps = int(self.level_steps)
-        return self._level_steps
+    def local_trend(self) -> LocalTrend:
+        """Which last values of an input chunk tell its level and its trend."""
+        if self._local_trend is None:
+            values = (self.get_buffer(name).item() for name in LOCAL_TREND)
+            level_steps, trend_values, share = values
+            self._local_trend = LocalTrend(int(level_steps), int(trend_values), share)
+        return self._local_trend
 
     @property
     def share_done(self) -> float:
@@ -247,7 +257,7 @@ class _DDSSMModule(PLForecastingModule):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._has_instance_scale = self._level_steps = self._share_done = None
+        self._has_instance_scale = self._local_trend = self._share_done = None
 
     @property
     def scales(self) -> TrainingScales:
@@ -265,13 +275,13 @@ class _DDSSMModule(PLForecastingModule):
         return InstanceFloor(self.floor_spread, self.floor_ratio)
 
     @property
-    def all_scales(self) -> tuple[TrainingScales, InstanceFloor, int | None]:
+    def all_scales(self) -> tuple[TrainingScales, InstanceFloor, LocalTrend | None]:
         """What :meth:`set_scales` sets."""
-        level_steps = self.num_level_steps if self.has_instance_scale else None
-        return self.scales, self.instance_floor, level_steps
+        local_trend = self.local_trend if self.has_instance_scale else None
+        return self.scales, self.instance_floor, local_trend
 
     def set_scales(
-        self, scales: TrainingScales, floor: InstanceFloor, level_steps: int | None
+        self, scales: TrainingScales, floor: InstanceFloor, local_trend: LocalTrend | None
     ) -> None:
         """Set the scales of the training set, before training.
 
@@ -281,22 +291,23 @@ class _DDSSMModule(PLForecastingModule):
             Mean and standard deviation of target and covariates.
         floor
             Least spread of an input chunk.
-        level_steps
-            Number of the last steps of an input chunk whose mean is the level of a window.
+        local_trend
+            Which last values of an input chunk tell the level and the trend of a window.
             ``None`` where windows have the scale of the training set, unless the user has
             decided that.
         """
-        for own, new in zip(
-            (*self.scales, self.instance_floor), (*scales, floor), strict=True
-        ):
-            for part, value in zip(own, new, strict=True):
-                part.copy_(value)
+        for own, new in zip(self.scales, scales, strict=True):
+            own.shift.copy_(new.shift)
+            own.spread.copy_(new.spread)
+        for part, value in zip(self.instance_floor, floor, strict=True):
+            part.copy_(value)
         if self.decides_scale:
-            self._has_instance_scale = level_steps is not None
+            self._has_instance_scale = local_trend is not None
             self.by_instance.fill_(self._has_instance_scale)
-        if level_steps is not None:
-            self._level_steps = level_steps
-            self.level_steps.fill_(level_steps)
+        if local_trend is not None:
+            self._local_trend = local_trend
+            for name, value in local_trend._asdict().items():
+                self.get_buffer(name).fill_(value)
 
     # --- Lightning --------------------------------------------------------------------
 
@@ -456,6 +467,7 @@ class _DDSSMModule(PLForecastingModule):
             self.gap_augmentation,
             input_noise(self.share_done, self.input_noise),
             self.trend_augmentation,
+            self.reflects,
         )
         self._watch(loss)
         return loss, negative_elbo

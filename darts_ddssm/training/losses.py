@@ -7,10 +7,10 @@ Letters as in :mod:`darts_ddssm.ssm`.
 import torch
 from torch import Tensor
 
+from darts_ddssm.series.augmentation import add_random_trends, reflect_randomly
 from darts_ddssm.series.forecast_loss import forecast_loss
 from darts_ddssm.series.masking import mask_randomly, num_masked_rows
 from darts_ddssm.series.model import SeriesModel
-from darts_ddssm.series.trends import add_random_trends
 from darts_ddssm.ssm.window import Window
 
 # Steps of all windows whose KL makes a steady estimate for a batch. Training evaluates no
@@ -36,6 +36,7 @@ def training_loss(
     gap_augmentation: float,
     input_noise: float,
     trend_augmentation: float,
+    reflects: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of training windows, and the negative ELBO that is a part of it.
 
@@ -63,14 +64,23 @@ def training_loss(
         data, noise and all, explains less than the dynamics do.
     trend_augmentation
         Standard deviation of the trends that are added to some of the windows, as for
-        :func:`~darts_ddssm.series.trends.add_random_trends`. They have none where the
+        :func:`~darts_ddssm.series.augmentation.add_random_trends`. They have none where the
         likelihood is that of values in their own units, such as counts.
+    reflects
+        Whether some of the windows are turned upside down. None are where the likelihood is
+        that of values in their own units.
     """
-    if trend_augmentation > 0 and model.family.location_scale:
+    if model.family.location_scale and (reflects or trend_augmentation > 0):
         # which may be learned: the data do not depend on it
-        spread = model.normalise(window).scale.spread.detach()
-        how = trend_augmentation, model.input_chunk_length
-        window = window._replace(x=add_random_trends(window.x, spread, *how))
+        scale = model.normalise(window).scale.detach()
+        x = window.x
+        if reflects:
+            first = -model.input_chunk_length
+            x = reflect_randomly(x, scale.to_data(torch.zeros_like(x), first))
+        if trend_augmentation > 0:
+            how = trend_augmentation, model.input_chunk_length
+            x = add_random_trends(x, scale.spread, *how)
+        window = window._replace(x=x)
     num_masked = num_masked_rows(gap_augmentation, len(window.x))
 
     def with_copies(x: Tensor) -> Tensor:

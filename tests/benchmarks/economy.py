@@ -6,8 +6,9 @@ Twelve short series of the US economy, each by itself: who follows level and tre
 
 Quarterly values of 1959 to 2009, which come with statsmodels. Of each series half is
 fitted and the next fifth forecast, two years ahead, and then 70 % are fitted and the rest
-forecast. CRPS of a default model, of one without random trends, of exponential smoothing
-refitted at each origin, and of the seasonal naive forecast.
+forecast. CRPS of a default model, of one trained on the series' own windows alone (none
+with random trends, none upside down), of exponential smoothing refitted at each origin, and
+of the seasonal naive forecast.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import scores
 CONTEXT, HORIZON, SEASON = 32, 8, 4
 PARTS = ((0.5, 0.7), (0.7, 1.0))
 MAX_FORECASTS = 20
-VARIANTS = {"default": {}, "no trends": {"trend_augmentation": 0.0}}
+VARIANTS = {"default": {}, "own windows": {"trend_augmentation": 0.0}}
 
 
 def crps_of_each(

@@ -16,11 +16,11 @@ from darts_ddssm.estimator.automatic import (
     say_once,
 )
 from darts_ddssm.estimator.scales import (
-    automatic_level_steps,
+    automatic_local_trend,
     instance_floor,
     prefers_instance_scale,
 )
-from darts_ddssm.series.scaling import Scale
+from darts_ddssm.series.scaling import LocalTrend, Scale
 from tests.helpers import drawn, noisy_sine, with_gaps
 
 
@@ -95,8 +95,9 @@ def prefers(series: list[TimeSeries], input_length: int = 12) -> bool:
     """What is decided for forecasts of six steps."""
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*(torch.from_numpy(f(values, 0)) for f in (np.nanmean, np.nanstd)))
-    floor = instance_floor(series, input_length, scale)
-    return prefers_instance_scale(series, input_length, 0, 6, floor, input_length)
+    local_trend = LocalTrend(input_length)
+    floor = instance_floor(series, input_length, scale, local_trend)
+    return prefers_instance_scale(series, input_length, 0, 6, floor, local_trend)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +232,9 @@ def test_a_constant_chunk_is_divided_by_what_chunks_have(tiny, value):
     [(1, 1.0), (FEWEST_WINDOWS, 1.0), (2 * FEWEST_WINDOWS, 0.5), (FEW_WINDOWS + 1, 0.0)],
 )
 def test_trends_are_for_few_windows(num_windows, expected):
-    found = automatic_trend_augmentation(num_windows, by_instance=True)
+    found = automatic_trend_augmentation(num_windows, share_left=0.5)
     assert found == pytest.approx(expected * TREND_AUGMENTATION)
-    assert automatic_trend_augmentation(num_windows, by_instance=False) == 0
+    assert automatic_trend_augmentation(num_windows, share_left=0.0) == 0
 
 
 def test_trends_are_added_where_a_short_series_drifts(tiny, caplog):
@@ -311,15 +312,16 @@ def growing_seasons(length: int = 120) -> TimeSeries:
 )
 def test_steps_whose_mean_is_the_level(series, expected):
     least, most = expected
-    assert least <= automatic_level_steps(series, 12, 0, 6) <= most
+    found = automatic_local_trend(series, 12, 0, 6)
+    assert least <= found.level_steps <= most and found.trend_values == 0
 
 
 def test_components_have_one_say_each():
     """Whatever their unit."""
     walk, seasons = random_walk(), growing_seasons()
     both = [walk.stack(unit * seasons) for unit in (1e-6, 1.0, 1e6)]
-    found = {automatic_level_steps([one], 12, 0, 6) for one in both}
-    assert len(found) == 1 and found < set(range(1, 8))
+    found = {automatic_local_trend([one], 12, 0, 6) for one in both}
+    assert len(found) == 1 and found.pop().level_steps < 8
 
 
 def test_a_random_walk_is_forecast_from_its_last_value(tiny, caplog):
@@ -327,27 +329,142 @@ def test_a_random_walk_is_forecast_from_its_last_value(tiny, caplog):
     series = random_walk()
     say_once.cache_clear()
     model = tiny().fit(series)
-    assert model.model.num_level_steps == 1
+    assert model.model.local_trend.level_steps == 1
     assert "whose level is that of its last value, since" in caplog.text
     past = np.r_[np.zeros(11), 30.0].astype(np.float32)
     forecast = model.predict(1, TimeSeries.from_values(past), num_samples=200)
     other = tiny(use_reversible_instance_norm=True).fit(noisy_sine())
-    assert other.model.num_level_steps > 1
+    assert other.model.local_trend.level_steps > 1
     # the spread of this chunk is 8.3
     assert forecast.all_values().mean() > 20
 
 
 def test_many_windows_have_the_mean_of_all_steps(tiny):
     model = tiny(n_epochs=1, batch_size=256).fit(random_walk(FEW_WINDOWS + 18))
-    assert model.model.num_level_steps == 12
+    assert model.model.local_trend.level_steps == 12
 
 
-def test_the_level_is_saved(tiny, tmp_path):
-    series = random_walk()
+# --- the trend of an input chunk ------------------------------------------------------
+
+
+def changing_trend(length: int = 400, seed: int = 0) -> TimeSeries:
+    """What rises and falls by a rate that walks."""
+    return TimeSeries.from_values(random_walk(length, seed).values()[:, 0].cumsum())
+
+
+def noisy_triangles(length: int = 400, seed: int = 0) -> TimeSeries:
+    """Up and down by 40 in 40 steps each, under noise of 1."""
+    values = np.abs(np.arange(length) % 80 - 40)
+    values = values + np.random.default_rng(seed).standard_normal(length)
+    return TimeSeries.from_values(values.astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_trend_that_changes_is_that_of_the_last_values(seed):
+    found = automatic_local_trend([changing_trend(seed=seed)], 12, 0, 6)
+    assert found == LocalTrend(1, 1, 1.0)
+
+
+def test_chunks_of_which_nothing_is_observed_say_nothing_of_it():
+    """They are not taken for zeros."""
+    series = with_gaps(changing_trend() + 1e5, slice(100, 130))
+    assert automatic_local_trend([series], 12, 0, 6) == LocalTrend(1, 1, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_under_noise_the_trend_is_that_of_more_values(seed):
+    """After a gap too, and whatever the unit."""
+    for unit, gap in ((1e-6, 0), (1.0, 3), (1e6, 0)):
+        series = [unit * noisy_triangles(seed=seed)]
+        found = automatic_local_trend(series, 12, gap, 6)
+        assert found.trend_values >= 3 and found.trend_share == 1
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        *([random_walk(seed=seed)] for seed in range(3)),
+        # growth as usual, which all windows show
+        [TimeSeries.from_values(np.exp(0.03 * np.arange(120)).astype(np.float32))],
+        [growing_seasons()],
+        [noisy_sine()],
+    ],
+)
+def test_usual_growth_is_left_to_the_network(series):
+    assert automatic_local_trend(series, 12, 0, 6).trend_values == 0
+
+
+def test_forecasts_go_on_with_the_trend_of_their_past(tiny, caplog):
+    """Up or down, however long they are, and past a gap between the chunks."""
+    say_once.cache_clear()
+    for shift, n in ((0, 12), (2, 6)):
+        model = tiny(n_epochs=1, output_chunk_shift=shift).fit(changing_trend())
+        for slope in (-20.0, 20.0):
+            past = TimeSeries.from_values((slope * np.arange(12)).astype(np.float32))
+            forecast = model.predict(n, past, num_samples=100, random_state=0)
+            expected = slope * np.arange(12 + shift, 12 + shift + n)
+            middle = np.median(forecast.all_values()[:, 0], axis=1)
+            # a narrow chunk is divided by what the calmest ones have
+            spread = model.model.floor_spread.item()
+            assert np.abs(middle - expected).max() < 3 * spread
+    assert "with the trend of its last 2 values, since" in caplog.text
+    say_once.cache_clear()
+    tiny(n_epochs=1, use_reversible_instance_norm=True).fit(changing_trend())
+    assert "with the trend of its last 2 values.\n" in caplog.text
+
+
+def test_a_gap_is_filled_along_the_trend(tiny):
+    model = tiny(n_epochs=1).fit(changing_trend())
+    line = TimeSeries.from_values((20.0 * np.arange(18)).astype(np.float32))
+    filled = model.impute(with_gaps(line, slice(8, 11)), num_samples=50, random_state=0)
+    middle = np.median(filled.all_values()[:, 0], axis=1)
+    spread = model.model.floor_spread.item()
+    assert np.abs(middle - line.values()[:, 0]).max() < 3 * spread
+
+
+# --- windows upside down --------------------------------------------------------------
+
+
+def test_a_walk_may_as_well_fall_as_rise(tiny, caplog):
+    """It says so, and not where a window has a season, an input, or no level of its own."""
+    say_once.cache_clear()
+    walks = random_walk()
+    assert tiny(n_epochs=1).fit(walks).model.reflects
+    assert "turns half of its training windows upside down, since" in caplog.text
+    assert not tiny(n_epochs=1).fit(growing_seasons()).model.reflects
+    assert not tiny(n_epochs=1).fit(noisy_sine()).model.reflects
+    inputs = TimeSeries.from_values(noisy_sine(120).values())
+    assert not tiny(n_epochs=1).fit(walks, future_covariates=inputs).model.reflects
+    assert not tiny(n_epochs=1, trend_augmentation=0).fit(walks).model.reflects
+    many = tiny(n_epochs=1, batch_size=256).fit(random_walk(FEW_WINDOWS + 18))
+    assert not many.model.reflects
+
+
+def test_no_direction_is_learned_from_a_walk_that_rose(tiny):
+    """Its mirror image is forecast by the mirror image, but for chance."""
+    rising = random_walk() + 0.3 * np.arange(120, dtype=np.float32)[:, None, None]
+    off = []
+    for trend in (None, 0):
+        model = tiny(trend_augmentation=trend, use_reversible_instance_norm=True)
+        model.fit(rising)
+        past = rising[-12:]
+        level = past.values()[-1, 0]
+        middles = [
+            np.median(
+                model.predict(6, one, num_samples=400, random_state=0).all_values(), 2
+            )
+            for one in (past, -1 * past + 2 * float(level))
+        ]
+        off.append(np.abs(sum(middles) / 2 - level).mean())
+    assert off[0] < off[1]
+
+
+def test_level_and_trend_are_saved(tiny, tmp_path):
+    series = changing_trend()
     model = tiny(n_epochs=1).fit(series)
     path = str(tmp_path / "model.pt")
     model.save(path)
     loaded = DDSSMModel.load(path)
-    assert loaded.model.num_level_steps == 1
+    assert loaded.model.local_trend == LocalTrend(1, 1, 1.0)
     one, other = (m.predict(3, series, random_state=0) for m in (model, loaded))
     np.testing.assert_allclose(one.values(), other.values(), rtol=1e-5)

@@ -6,7 +6,7 @@ import torch
 from darts.models.components.layer_norm_variants import RINorm
 from darts.utils.likelihood_models import torch as likelihoods
 
-from darts_ddssm.series.scaling import InstanceFloor, Scale, instance_scale
+from darts_ddssm.series.scaling import InstanceFloor, LocalTrend, Scale, instance_scale
 from tests.helpers import drawn, noisy_sine, same, with_gaps
 
 # --- the scale of the training set ----------------------------------------------------
@@ -87,7 +87,7 @@ def test_instance_norm_is_not_misled_by_what_is_missing(tiny):
     whole = Scale(x.new_zeros(2), x.new_ones(2))
     floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
     x = x.masked_fill(observed == 0, 1e3)
-    scale = instance_scale(rin, x, observed, whole, floor)
+    scale = instance_scale(rin, x, observed, whole, floor, LocalTrend(12))
     for i in range(3):
         for c in range(2):
             seen = x[i, observed[i, :, c] > 0, c]
@@ -98,21 +98,63 @@ def test_instance_norm_is_not_misled_by_what_is_missing(tiny):
 
 @pytest.mark.parametrize("level_steps", [1, 4, 12])
 def test_level_is_the_mean_of_the_last_steps(level_steps):
-    """Of what is observed of them, and of the whole chunk where nothing is."""
+    """Of what is observed of them, or else of the last values before them."""
     x = torch.randn(3, 12, 2).double()
     observed = torch.ones_like(x)
     observed[0, -3:] = 0.0
     rin = RINorm(input_dim=2, affine=False).double()
     whole = Scale(x.new_zeros(2), x.new_ones(2))
     floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
-    scale = instance_scale(rin, x, observed, whole, floor, level_steps)
+    scale = instance_scale(rin, x, observed, whole, floor, LocalTrend(level_steps))
     for i in (1, 2):
         expected = x[i, -level_steps:].mean(0)
         torch.testing.assert_close(scale.shift[i, 0], expected)
-    expected = x[0, -level_steps:-3].mean(0) if level_steps > 3 else x[0, :-3].mean(0)
+    expected = x[0, -level_steps:-3].mean(0) if level_steps > 3 else x[0, -4]
     torch.testing.assert_close(scale.shift[0, 0], expected)
-    spread = instance_scale(rin, x, observed, whole, floor).spread
+    spread = instance_scale(rin, x, observed, whole, floor, LocalTrend(12)).spread
     torch.testing.assert_close(scale.spread, spread)
+
+
+@pytest.mark.parametrize("level_steps, trend_values", [(1, 1), (1, 3), (4, 6), (12, 5)])
+@pytest.mark.parametrize("share_missing", [0.0, 0.4])
+def test_a_line_is_taken_out(level_steps, trend_values, share_missing):
+    """Before and after the origin, whichever values tell of it and whatever is missing."""
+    torch.manual_seed(level_steps)
+    level, slope = torch.randn(2, 5, 1, 2, dtype=torch.float64)
+    time = torch.arange(-12, 6, dtype=torch.float64).unsqueeze(-1)
+    x = level + slope * time
+    observed = (torch.rand_like(x[:, :12]) >= share_missing).double()
+    # enough of them to tell the trend
+    observed[:, : trend_values + 1] = 1.0
+    rin = RINorm(input_dim=2, affine=False).double()
+    whole = Scale(x.new_zeros(2), x.new_ones(2))
+    floor = InstanceFloor(x.new_ones(2), x.new_zeros(2))
+    past = x[:, :12].masked_fill(observed == 0, 1e3)
+    how = LocalTrend(level_steps, trend_values, 1.0)
+    scale = instance_scale(rin, past, observed, whole, floor, how)
+    zeros = torch.zeros_like(x)
+    torch.testing.assert_close(scale.normalise(x, first=-12), zeros, atol=1e-9, rtol=0)
+    torch.testing.assert_close(scale.to_data(zeros[:, 12:]), x[:, 12:])
+    raw = torch.zeros(5, 6, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(scale.parameters_to_data(raw)[..., 0], x[:, 12:])
+
+
+def test_a_share_of_the_trend_goes_on():
+    """And the spread is that around the line, on which the values are not."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 12, 1, dtype=torch.float64).cumsum(1)
+    late, early = x[:, -4:].mean(1, keepdim=True), x[:, -8:-4].mean(1, keepdim=True)
+    rin = RINorm(input_dim=1, affine=False).double()
+    whole = Scale(x.new_zeros(1), x.new_ones(1))
+    floor = InstanceFloor(x.new_zeros(1), x.new_zeros(1))
+    how = LocalTrend(2, 4, 0.5)
+    scale = instance_scale(rin, x, torch.ones_like(x), whole, floor, how)
+    slope = 0.5 * (late - early) / 4
+    torch.testing.assert_close(scale.slope, slope)
+    # the mean of the last two values is one and a half steps before the origin
+    torch.testing.assert_close(scale.shift, x[:, -2:].mean(1, keepdim=True) + 1.5 * slope)
+    rest = x - slope * torch.arange(12).unsqueeze(-1)
+    torch.testing.assert_close(scale.spread, rest.std(1, unbiased=False, keepdim=True))
 
 
 def test_instance_norm_changes_the_model(tiny):
@@ -137,7 +179,7 @@ def test_instance_norm_keeps_the_likelihood_of_the_data():
         rin.affine_bias.copy_(torch.tensor([-1.0, 1.0]))
     whole = Scale(x.new_zeros(2), x.new_ones(2))
     floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
-    scale = instance_scale(rin, x, torch.ones_like(x), whole, floor)
+    scale = instance_scale(rin, x, torch.ones_like(x), whole, floor, LocalTrend(12))
     raw = torch.randn(4, 12, 2, 2, dtype=torch.float64)
     normalised, data = (
         likelihood._distr_from_params(likelihood._params_from_output(r))

@@ -1,8 +1,13 @@
-"""Random trends of training windows."""
+"""Random trends of training windows, and windows upside down."""
 
 import torch
 
-from darts_ddssm.series.trends import SHARE_WITH_TREND, add_random_trends
+from darts_ddssm.series.augmentation import (
+    SHARE_REFLECTED,
+    SHARE_WITH_TREND,
+    add_random_trends,
+    reflect_randomly,
+)
 from tests.helpers import assert_mean
 
 
@@ -34,3 +39,14 @@ def test_how_many_and_how_steep():
     assert_mean(changed.double(), torch.tensor(SHARE_WITH_TREND).double())
     assert_mean(change[changed], torch.zeros(2).double())
     assert_mean(change[changed].square(), torch.full((2,), 1.5**2).double())
+
+
+def test_a_reflected_window_is_upside_down():
+    """Around its level, all components of it, and about half of the windows."""
+    torch.manual_seed(0)
+    x, level = torch.randn(2, 4000, 18, 2, dtype=torch.float64)
+    found = reflect_randomly(x, level)
+    reflected = (found != x).flatten(1).all(1)
+    torch.testing.assert_close((found - level)[reflected], -(x - level)[reflected])
+    assert torch.equal(found[~reflected], x[~reflected])
+    assert_mean(reflected.double(), torch.tensor(SHARE_REFLECTED).double())
