@@ -620,30 +620,37 @@ class DDSSMModel(LatentMethods):
         """
         scales, series = training_scales(dataset), getattr(dataset, "series", [])
         own = self.model_params["use_reversible_instance_norm"]
+
+        def floor_of(local_trend: LocalTrend) -> InstanceFloor:
+            length = self.input_chunk_length
+            floor = instance_floor(series, length, scales.target, local_trend)
+            if isinstance(own, dict) and "eps" in own:
+                # in darts the least variance, of values in the scale of the training set
+                least = own["eps"] ** 0.5 * scales.target.spread
+                floor = floor._replace(spread=floor.spread.maximum(least))
+            return floor
+
         may_be_own = family_of(self.likelihood).location_scale and (own is None or own)
         local_trend = LocalTrend(self.input_chunk_length)
-        if may_be_own and len(dataset) <= FEW_WINDOWS:
-            local_trend = automatic_local_trend(series, *self._chunk_lengths)
-        floor = instance_floor(series, self.input_chunk_length, scales.target, local_trend)
-        if isinstance(own, dict) and "eps" in own:
-            # in darts the least variance, of values in the scale of the training set
-            least = own["eps"] ** 0.5 * scales.target.spread
-            floor = floor._replace(spread=floor.spread.maximum(least))
         if not may_be_own:
-            return scales, floor, None
+            return scales, floor_of(local_trend), None
+        if len(dataset) <= FEW_WINDOWS:
+            local_trend = automatic_local_trend(series, *self._chunk_lengths)
+        # a trend alone is no drift: a smooth season has one at each step
+        level = LocalTrend(local_trend.level_steps)
         by_instance = own is not None or prefers_instance_scale(
-            series, *self._chunk_lengths, floor, local_trend
+            series, *self._chunk_lengths, floor_of(level), level
         )
         if by_instance:
-            reason = ", since the training series drift or differ in scale. Pass "
-            reason += (
+            reason = (
+                ", since the training series drift or differ in scale. Pass "
                 "`use_reversible_instance_norm=False` or `True` to decide it yourself."
             )
             say_once(
                 "`DDSSMModel` normalises each window by its input chunk, "
                 f"{_described(local_trend)}{reason if own is None else '.'}"
             )
-        return scales, floor, local_trend if by_instance else None
+        return scales, floor_of(local_trend), local_trend if by_instance else None
 
     def _forecast_errors(
         self,

@@ -17,6 +17,11 @@ from tests.helpers import KINDS, QUESTIONS, noisy_sine, state, tiny_model, value
 STEPS = slice(30, 60)
 SERIES, GAPS = (KINDS[kind][0][STEPS] for kind in ("plain", "gaps"))
 
+# The same gaps in a parabola, along whose trend windows are forecast.
+CURVE = GAPS.with_values(
+    0.2 * (np.arange(30, dtype=np.float32)[:, None] - 15) ** 2 + 0 * GAPS.values()
+)
+
 GPU = {"accelerator": "gpu", "devices": 1}
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -56,7 +61,7 @@ class Updates(Callback):
     [
         (SERIES, {}),
         (SERIES, {"patch_length": 3, "torch_metrics": MeanAbsoluteError()}),
-        (GAPS, {"use_reversible_instance_norm": True}),
+        (CURVE, {"use_reversible_instance_norm": True}),
         (GAPS, {"patch_length": 3, "transition_order": 1}),
         (GAPS, {"transition": "gaussian"}),
     ],
@@ -65,8 +70,10 @@ def test_no_update_waits(series, arguments):
     """From the batch to the average of the weights, but for Lightning's own logging."""
     with elsewhere() as device:
         updates = Updates(device)
-        model_elsewhere(updates, **arguments).fit(series)
+        model = model_elsewhere(updates, **arguments).fit(series)
     assert updates.number == UPDATES
+    # a part of what is chosen for few windows
+    assert model.model.reflects == (series is CURVE)
     assert updates.waits == []
 
 

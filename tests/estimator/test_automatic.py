@@ -394,6 +394,15 @@ def test_usual_growth_is_left_to_the_network(series):
     assert automatic_local_trend(series, 12, 0, 6).trend_values == 0
 
 
+def test_a_smooth_season_keeps_its_scale(tiny):
+    """Though its last values tell how it goes on, it stays where it was."""
+    season = 3 * np.sin(2 * np.pi * np.arange(120) / 25)
+    series = TimeSeries.from_values(season.astype(np.float32))
+    assert automatic_local_trend([series], 12, 0, 6).trend_values > 0
+    module = tiny(n_epochs=1).fit(series).model
+    assert not module.has_instance_scale and not module.reflects
+
+
 def test_forecasts_go_on_with_the_trend_of_their_past(tiny, caplog):
     """Up or down, however long they are, and past a gap between the chunks."""
     say_once.cache_clear()
