@@ -213,16 +213,8 @@ def _error(
     level, slope = level_and_slope(past, observed, local_trend)
     # of nothing there is no level
     level = torch.where(observed.any(1, keepdim=True), level, torch.nan)
-    return (ahead - _line(level, slope, gap, ahead.shape[1])).abs().nanmean((0, 1))
-
-
-def _line(level: Tensor, slope: Tensor, gap: int, output_length: int) -> Tensor:
-    """Return the line that goes on from input chunks, over their output chunks.
-
-    (N, 1, C) -> (N, n, C)
-    """
-    steps = torch.arange(gap, gap + output_length, dtype=level.dtype)
-    return level + slope * steps.unsqueeze(-1)
+    line = Scale(level, torch.ones_like(level), slope)
+    return line.normalise(ahead, first=gap).abs().nanmean((0, 1))
 
 
 def _errors_of_usual_growth(
@@ -294,7 +286,9 @@ def prefers_instance_scale(
         own_std = torch.where(count > 1, own_std, torch.nan)
         count = count.clamp(min=2)
         own_std = own_std * ((count + 1) / (count - 1)).sqrt()
-        own_level = _line(local.level, local.slope, gap, output_length)
+        line = Scale(local.level, torch.ones_like(local.level), local.slope)
+        zeros = torch.zeros_like(windows[-output_length:]).transpose(0, 1)
+        own_level = line.to_data(zeros, first=gap)
         by_input = StudentT(count - 1, own_level, own_std, validate_args=False)
         whole_mean, whole_std, _ = moments(windows)
         constant = is_constant(whole_mean.abs(), whole_std)

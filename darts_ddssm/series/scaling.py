@@ -242,7 +242,9 @@ def local_moments(x: Tensor, observed: Tensor, local_trend: LocalTrend) -> Local
     if local_trend.trend_values > 0:
         steps = torch.arange(x.shape[1], dtype=x.dtype, device=x.device)
         rest = x - slope * steps.unsqueeze(-1)
-    std = mean_of((rest - mean_of(rest)).square()).sqrt()
+    # what is missing may have a square that overflows
+    deviation = (rest - mean_of(rest)) * observed
+    std = mean_of(deviation.square()).sqrt()
     return LocalMoments(level, slope, mean_of(x), std, num_values)
 
 

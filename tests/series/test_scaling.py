@@ -139,6 +139,22 @@ def test_a_line_is_taken_out(level_steps, trend_values, share_missing):
     torch.testing.assert_close(scale.parameters_to_data(raw)[..., 0], x[:, 12:])
 
 
+def test_what_is_missing_may_be_any_number():
+    """Also one whose square overflows."""
+    x = torch.randn(2, 12, 1)
+    observed = torch.ones_like(x)
+    observed[:, 4] = 0.0
+    scales = []
+    for missing in (0.0, 1e30):
+        given = x.masked_fill(observed == 0, missing)
+        rin, one = RINorm(input_dim=1, affine=False), torch.ones(1)
+        floor = InstanceFloor(0 * one, 0 * one)
+        whole, how = Scale(0 * one, one), LocalTrend(2, 3, 1.0)
+        scales.append(instance_scale(rin, given, observed, whole, floor, how))
+    for part, other in zip(*scales, strict=True):
+        assert torch.equal(part, other)
+
+
 def test_a_share_of_the_trend_goes_on():
     """And the spread is that around the line, on which the values are not."""
     torch.manual_seed(0)
