@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 
+from darts_ddssm.ssm import particles
 from tests.helpers import tiny_model
 
 # More threads only wait for each other on models this small.
@@ -23,6 +24,12 @@ def quiet():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         warnings.filterwarnings("ignore", message=".*num_workers.*")
         yield
+
+
+@pytest.fixture
+def short_flows(monkeypatch):
+    """Densities of a few evaluations, for tests that ask for anything but accuracy."""
+    monkeypatch.setattr(particles, "FLOW_STEPS", 4)
 
 
 @pytest.fixture

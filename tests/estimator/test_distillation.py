@@ -23,6 +23,8 @@ from tests.helpers import (
     values,
 )
 
+pytestmark = pytest.mark.usefixtures("short_flows")
+
 QUICK = {"num_updates": 20, "random_state": 0}
 
 

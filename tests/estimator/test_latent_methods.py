@@ -33,6 +33,8 @@ from tests.helpers import (
     with_gaps,
 )
 
+pytestmark = pytest.mark.usefixtures("short_flows")
+
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 

@@ -34,6 +34,8 @@ from tests.helpers import (
     with_gaps,
 )
 
+pytestmark = pytest.mark.usefixtures("short_flows")
+
 PAST, FUTURE = COVARIATES.values()
 questions = pytest.mark.parametrize("question", QUESTIONS)
 
