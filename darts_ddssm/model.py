@@ -30,7 +30,6 @@ from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
 
 from darts_ddssm.estimator.automatic import (
-    FEW_WINDOWS,
     automatic_learning_rate,
     automatic_n_epochs,
     automatic_num_updates,
@@ -270,12 +269,11 @@ class DDSSMModel(LatentMethods):
             training series drift or differ in scale, that is, where in their last third
             the input chunk's mean and spread predict the output chunk better than those
             of the first two thirds of all series. A chunk that hardly varies is divided
-            by what the narrowest chunks of the training set that do vary have. Of at most
-            900 training windows, the mean is that of those last steps of the chunk that
-            predict the output chunk best: of one for a random walk, of a season where there
-            are season and trend. Where the last values also tell, by a clear margin, how
-            the level goes on, the trend that they have, or half of it, is taken out of the
-            window, and forecasts go on with it.
+            by what the narrowest chunks of the training set that do vary have. The mean is
+            that of those last steps of the chunk that predict the output chunk best: of one
+            for a random walk, of a season where there are season and trend. Where the last
+            values also tell, by a clear margin, how the level goes on, the trend that they
+            have, or half of it, is taken out of the window, and forecasts go on with it.
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series under
@@ -631,15 +629,13 @@ class DDSSMModel(LatentMethods):
             return floor
 
         may_be_own = family_of(self.likelihood).location_scale and (own is None or own)
-        local_trend = LocalTrend(self.input_chunk_length)
         if not may_be_own:
-            return scales, floor_of(local_trend), None
-        if len(dataset) <= FEW_WINDOWS:
-            local_trend = automatic_local_trend(series, *self._chunk_lengths)
+            return scales, floor_of(LocalTrend(self.input_chunk_length)), None
+        local_trend = automatic_local_trend(series, *self._chunk_lengths)
         # a trend alone is no drift: a smooth season has one at each step
         level = LocalTrend(local_trend.level_steps)
         by_instance = own is not None or prefers_instance_scale(
-            series, *self._chunk_lengths, floor_of(level), level
+            series, *self._chunk_lengths, floor_of(level), level.level_steps
         )
         if by_instance:
             reason = (

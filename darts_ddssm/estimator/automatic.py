@@ -22,8 +22,8 @@ MIN_UPDATES, FEW_EXAMPLES, MAX_UPDATES = 400, 300, 3500
 # which tells something new.
 LITTLE_NOISE = 0.004
 
-# Up to so many windows the model is told where to look for level and trend of what follows,
-# and windows with other trends, or upside down, are added. Of more it learns by itself.
+# Up to so many windows, some have other trends or are turned upside down in training. From
+# more the model learns by itself what may follow.
 FEW_WINDOWS = 900
 
 # Standard deviation of these trends, up to so many windows. From there on it is inverse to

@@ -5,6 +5,7 @@ Letters as in :mod:`darts_ddssm.ssm`.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,12 +34,20 @@ from darts_ddssm.series.scaling import (
 # What a scale of each window must gain to be no accident, in nats per value.
 MIN_GAIN = 0.1
 
+# What the last steps of a chunk must be worth to be its level: the error of forecasts by
+# their mean is at most this share of that by the mean of all steps.
+MAX_SHARE_OF_ALL_STEPS = 0.98
+
 # What a trend of each window must be worth to be no accident: the error of forecasts by
 # level and trend is at most this share of that by the level and growth as usual.
 MAX_SHARE_OF_ERROR = 0.9
 
 # Shares of such a trend that may go on, and the most numbers of steps that are tried.
 TREND_SHARES, NUM_TRENDS = (0.5, 1.0), 24
+
+# Each number of steps is tried on all values of some windows. Of long or wide windows there
+# are fewer, so that no more values are looked at than this, but not too few to tell.
+MAX_COMPARED, LEAST_COMPARED = 100_000_000, 100
 
 # The spread of a covariate is at least this share of its range: the rare event of a
 # covariate of zeros and ones is a value of a few, not of hundreds.
@@ -141,6 +150,35 @@ def instance_floor(
     )
 
 
+class Chunks(NamedTuple):
+    """Chunks of N windows of S series.
+
+    Attributes
+    ----------
+    past, observed
+        Values and flags of the input chunks, (N, I, C).
+    ahead
+        Output chunks, with NaN where a value is missing, (N, n, C).
+    owner
+        Number of the series of each window, (N,).
+    """
+
+    past: Tensor
+    observed: Tensor
+    ahead: Tensor
+    owner: Tensor
+
+    def mean_of_each(self, values: Tensor) -> Tensor:
+        """Mean of values (N, n, C) that are known, of each series, (S, C)."""
+        known = ~values.isnan()
+        zeros = values.new_zeros(int(self.owner[-1]) + 1, values.shape[-1])
+        total, count = (
+            zeros.index_add(0, self.owner, part.sum(1))
+            for part in (values.nan_to_num(), known.to(values.dtype))
+        )
+        return total / count
+
+
 def automatic_local_trend(
     series: Sequence[TimeSeries], input_length: int, gap: int, output_length: int
 ) -> LocalTrend:
@@ -158,26 +196,36 @@ def automatic_local_trend(
     input_length, gap, output_length
         Steps of the input chunk, between the chunks, and of the output chunk.
     """
-    chunks = [
-        (*flagged(windows[:input_length]), windows[-output_length:].transpose(0, 1))
-        for _, windows, _ in windows_of(series, input_length + gap + output_length)
-    ]
-    if not chunks:
+    length = input_length + gap + output_length
+    num_components = max((one.n_components for one in series), default=1)
+    affordable = MAX_COMPARED // (input_length * length * num_components)
+    max_windows = min(max(affordable, LEAST_COMPARED), NUM_WINDOWS)
+    parts = list(windows_of(series, length, max_windows=max_windows))
+    if not parts:
         return LocalTrend(input_length)
+    # (T, N, C)
+    windows = torch.cat([part.x for part in parts], dim=1)
+    counts = torch.tensor([part.x.shape[1] for part in parts])
+    chunks = Chunks(
+        *flagged(windows[:input_length]),
+        # (n, N, C) -> (N, n, C)
+        windows[-output_length:].transpose(0, 1),
+        torch.arange(len(parts)).repeat_interleave(counts),
+    )
 
     def errors(candidates: list[LocalTrend]) -> Tensor:
-        """Mean absolute errors of forecasts by each, (candidates, C of all series)."""
-        each = [[_error(*chunk, gap, one) for chunk in chunks] for one in candidates]
-        return torch.stack([torch.cat(parts) for parts in each])
+        """Mean absolute errors of forecasts by each, (candidates, S, C)."""
+        return torch.stack([_errors(chunks, gap, each) for each in candidates])
 
     levels = [LocalTrend(number) for number in range(1, input_length + 1)]
     of_levels = errors(levels)
     # of a constant there is none; each series has a unit of its own
     unit = of_levels.mean(0)
-    means = (of_levels / unit).nanmean(1)
+    means = (of_levels / unit).nanmean((1, 2))
     if not means.isfinite().all():
         return LocalTrend(input_length)
-    level = levels[int(means.argmin())]
+    is_better = means.min() < MAX_SHARE_OF_ALL_STEPS * means[-1]
+    level = levels[int(means.argmin()) if is_better else -1]
     usual = (_errors_of_usual_growth(chunks, level) / unit).nanmean()
     least = MAX_SHARE_OF_ERROR * means.min().fmin(usual)
     longest = input_length // 2
@@ -190,54 +238,41 @@ def automatic_local_trend(
     ]
     if not trends:
         return level
-    means = (errors(trends) / unit).nanmean(1)
+    means = (errors(trends) / unit).nanmean((1, 2))
     return trends[int(means.argmin())] if means.min() < least else level
 
 
-def _error(
-    past: Tensor, observed: Tensor, ahead: Tensor, gap: int, local_trend: LocalTrend
-) -> Tensor:
-    """Mean absolute error of forecasts by level and trend of input chunks, (C,).
+def _errors(chunks: Chunks, gap: int, local_trend: LocalTrend) -> Tensor:
+    """Mean absolute errors of forecasts by level and trend of input chunks, (S, C).
 
     Parameters
     ----------
-    past, observed
-        Values and flags of input chunks, (N, I, C).
-    ahead
-        Output chunks, with NaN where a value is missing, (N, n, C).
+    chunks
+        Chunks of the training series.
     gap
-        Steps between the chunks.
+        Steps between input and output chunks.
     local_trend
         Which values tell level and trend.
     """
-    level, slope = level_and_slope(past, observed, local_trend)
+    level, slope = level_and_slope(chunks.past, chunks.observed, local_trend)
     # of nothing there is no level
-    level = torch.where(observed.any(1, keepdim=True), level, torch.nan)
+    level = torch.where(chunks.observed.any(1, keepdim=True), level, torch.nan)
     line = Scale(level, torch.ones_like(level), slope)
-    return line.normalise(ahead, first=gap).abs().nanmean((0, 1))
+    return chunks.mean_of_each(line.normalise(chunks.ahead, first=gap).abs())
 
 
-def _errors_of_usual_growth(
-    chunks: Sequence[tuple[Tensor, Tensor, Tensor]], level: LocalTrend
-) -> Tensor:
-    """Errors of forecasts by a level and the median growth from it, (C of all series).
+def _errors_of_usual_growth(chunks: Chunks, level: LocalTrend) -> Tensor:
+    """Errors of forecasts by a level and the median growth from it, (S, C).
 
-    Growth is counted in spreads of the input chunk. Chunks as for :func:`_error`.
+    Growth is counted in spreads of the input chunk.
     """
-    moments = [local_moments(past, observed, level) for past, observed, _ in chunks]
+    local = local_moments(chunks.past, chunks.observed, level)
     # a constant does not grow
-    spreads = [torch.where(each.std > 0, each.std, torch.nan) for each in moments]
-    growth = [
-        (ahead - each.level) / spread
-        for (*_, ahead), each, spread in zip(chunks, moments, spreads, strict=True)
-    ]
+    spread = torch.where(local.std > 0, local.std, torch.nan)
+    growth = (chunks.ahead - local.level) / spread
     # of all windows, (n, C)
-    usual = torch.cat(growth).nanmedian(0).values
-    errors = [
-        ((part - usual) * spread).abs().nanmean((0, 1))
-        for part, spread in zip(growth, spreads, strict=True)
-    ]
-    return torch.cat(errors)
+    usual = growth.nanmedian(0).values
+    return chunks.mean_of_each(((growth - usual) * spread).abs())
 
 
 def prefers_instance_scale(
@@ -246,7 +281,7 @@ def prefers_instance_scale(
     gap: int,
     output_length: int,
     floor: InstanceFloor,
-    local_trend: LocalTrend,
+    level_steps: int,
 ) -> bool:
     """Tell whether a window is better scaled by its own past than by the training set.
 
@@ -265,8 +300,8 @@ def prefers_instance_scale(
         Steps of the input chunk, between the chunks, and of the output chunk.
     floor
         Least spread of an input chunk.
-    local_trend
-        Which last values of an input chunk tell its level and its trend.
+    level_steps
+        Number of the last steps of an input chunk, whose mean is its level.
     """
     length = input_length + gap + output_length
     longer = [one for one in series if len(one) >= length + 2]
@@ -279,17 +314,14 @@ def prefers_instance_scale(
     by_training_set = Normal(mean, std, validate_args=False)
     gains = []
     for _, windows, _ in parts:
-        local = local_moments(*flagged(windows[:input_length]), local_trend)
+        local = local_moments(*flagged(windows[:input_length]), LocalTrend(level_steps))
         least = floor.apply(local.mean, local.std)
         has_scale, own_std, count = local.std >= least, least, local.num_values
         # one value alone has no spread
         own_std = torch.where(count > 1, own_std, torch.nan)
         count = count.clamp(min=2)
         own_std = own_std * ((count + 1) / (count - 1)).sqrt()
-        line = Scale(local.level, torch.ones_like(local.level), local.slope)
-        zeros = torch.zeros_like(windows[-output_length:]).transpose(0, 1)
-        own_level = line.to_data(zeros, first=gap)
-        by_input = StudentT(count - 1, own_level, own_std, validate_args=False)
+        by_input = StudentT(count - 1, local.level, own_std, validate_args=False)
         whole_mean, whole_std, _ = moments(windows)
         constant = is_constant(whole_mean.abs(), whole_std)
         # (n, N, C) -> (N, n, C)

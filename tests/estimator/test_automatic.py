@@ -7,6 +7,7 @@ from darts import TimeSeries
 from darts.utils.likelihood_models import torch as likelihoods
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.estimator import scales
 from darts_ddssm.estimator.automatic import (
     FEW_WINDOWS,
     FEWEST_WINDOWS,
@@ -20,6 +21,7 @@ from darts_ddssm.estimator.scales import (
     instance_floor,
     prefers_instance_scale,
 )
+from darts_ddssm.estimator.windows import windows_of
 from darts_ddssm.series.scaling import LocalTrend, Scale
 from tests.helpers import drawn, noisy_sine, with_gaps
 
@@ -95,9 +97,8 @@ def prefers(series: list[TimeSeries], input_length: int = 12) -> bool:
     """What is decided for forecasts of six steps."""
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*(torch.from_numpy(f(values, 0)) for f in (np.nanmean, np.nanstd)))
-    local_trend = LocalTrend(input_length)
-    floor = instance_floor(series, input_length, scale, local_trend)
-    return prefers_instance_scale(series, input_length, 0, 6, floor, local_trend)
+    floor = instance_floor(series, input_length, scale, LocalTrend(input_length))
+    return prefers_instance_scale(series, input_length, 0, 6, floor, input_length)
 
 
 @pytest.mark.parametrize(
@@ -339,9 +340,26 @@ def test_a_random_walk_is_forecast_from_its_last_value(tiny, caplog):
     assert forecast.all_values().mean() > 20
 
 
-def test_many_windows_have_the_mean_of_all_steps(tiny):
+def test_many_windows_have_a_level_too(tiny):
     model = tiny(n_epochs=1, batch_size=256).fit(random_walk(FEW_WINDOWS + 18))
-    assert model.model.local_trend.level_steps == 12
+    assert model.model.local_trend.level_steps == 1
+
+
+def test_long_input_chunks_take_no_longer(monkeypatch):
+    """Of them fewer windows are compared, which tell the same."""
+    series = [random_walk(4000), random_walk(2000, seed=1)]
+    found = automatic_local_trend(series, 100, 0, 20)
+    monkeypatch.setattr(scales, "MAX_COMPARED", 100 * 120 * 300)
+    num_windows = []
+
+    def counted(*args, **kwargs):
+        for part in windows_of(*args, **kwargs):
+            num_windows.append(part.x.shape[1])
+            yield part
+
+    monkeypatch.setattr(scales, "windows_of", counted)
+    assert automatic_local_trend(series, 100, 0, 20) == found == LocalTrend(1)
+    assert sum(num_windows) == 300
 
 
 # --- the trend of an input chunk ------------------------------------------------------
