@@ -60,7 +60,7 @@ FEW_WINDOWS = 100
 
 # The past tells of the future where the forecast under the highest level is off by so many
 # times what the best one is, at least.
-LEAST_GAIN = 1.3
+LEAST_GAIN = 1.25
 
 # How many neighbours make a forecast, by how many of the last values they are near, and the
 # most rows that are compared.

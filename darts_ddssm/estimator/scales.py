@@ -36,7 +36,7 @@ MIN_GAIN = 0.1
 
 # What the last steps of a chunk must be worth to be its level: the error of forecasts by
 # their mean is at most this share of that by the mean of all steps.
-MAX_SHARE_OF_ALL_STEPS = 0.98
+MAX_SHARE_OF_ALL_STEPS = 0.95
 
 # What a trend of each window must be worth to be no accident: the error of forecasts by
 # level and trend is at most this share of that by the level and growth as usual.
