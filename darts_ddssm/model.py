@@ -4,7 +4,7 @@ The darts model: :class:`DDSSMModel`.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from io import BytesIO
 from typing import Any, TypeVar, cast
 
@@ -271,9 +271,10 @@ class DDSSMModel(LatentMethods):
             of the first two thirds of all series. A chunk that hardly varies is divided
             by what the narrowest chunks of the training set that do vary have. The mean is
             that of those last steps of the chunk that predict the output chunk best: of one
-            for a random walk, of a season where there are season and trend. Where the last
-            values also tell, by a clear margin, how the level goes on, the trend that they
-            have, or half of it, is taken out of the window, and forecasts go on with it.
+            for a random walk, of a season where there are season and trend, of all steps
+            where none are clearly better. Where the last values also tell, by a clear
+            margin, how the level goes on, the trend that they have, or half of it, is taken
+            out of the window, and forecasts go on with it.
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series under
@@ -619,6 +620,8 @@ class DDSSMModel(LatentMethods):
         scales, series = training_scales(dataset), getattr(dataset, "series", [])
         own = self.model_params["use_reversible_instance_norm"]
 
+        # mostly the level has no trend, and is asked for twice
+        @cache
         def floor_of(local_trend: LocalTrend) -> InstanceFloor:
             length = self.input_chunk_length
             floor = instance_floor(series, length, scales.target, local_trend)
