@@ -22,8 +22,8 @@ MIN_UPDATES, FEW_EXAMPLES, MAX_UPDATES = 400, 300, 3500
 # which tells something new.
 LITTLE_NOISE = 0.004
 
-# Up to so many windows, some have other trends or are turned upside down in training. From
-# more the model learns by itself what may follow.
+# Up to so many windows, their season is taken out, and some have other trends or are turned
+# upside down in training. From more the model learns by itself what may follow.
 FEW_WINDOWS = 900
 
 # Standard deviation of these trends, up to so many windows. From there on it is inverse to
@@ -123,9 +123,7 @@ def automatic_trend_augmentation(num_windows: int, share_left: float) -> float:
     return TREND_AUGMENTATION * min(FEWEST_WINDOWS / num_windows, 1.0)
 
 
-def automatic_reflection(
-    num_windows: int, starts_from_last_value: bool, has_inputs: bool
-) -> bool:
+def automatic_reflection(num_windows: int, is_walk: bool, has_inputs: bool) -> bool:
     """Tell whether half of the training windows are turned upside down.
 
     A walk may as well fall as rise, but a season has its shape, and covariates act in one
@@ -135,12 +133,13 @@ def automatic_reflection(
     ----------
     num_windows
         Windows of the training set.
-    starts_from_last_value
-        Whether the level of each window is the last value of its input chunk.
+    is_walk
+        Whether the level of each window is the last value of its input chunk, without a
+        season.
     has_inputs
         Whether there are covariates.
     """
-    return starts_from_last_value and not has_inputs and num_windows <= FEW_WINDOWS
+    return is_walk and not has_inputs and num_windows <= FEW_WINDOWS
 
 
 def automatic_learning_rate(num_windows: int) -> float:

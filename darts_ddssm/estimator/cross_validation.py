@@ -31,7 +31,7 @@ from darts import TimeSeries
 from torch import Tensor
 
 from darts_ddssm.estimator.windows import flagged, windows_of
-from darts_ddssm.series.scaling import InstanceFloor, LocalTrend, Scale, local_moments
+from darts_ddssm.series.scaling import InstanceFloor, LocalPattern, Scale, local_moments
 
 # Standard deviations to choose from, in units of normalised values.
 NOISE_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.0)
@@ -92,7 +92,7 @@ def forecast_errors(
     output_length: int,
     scale: Scale,
     floor: InstanceFloor,
-    local_trend: LocalTrend | None,
+    local_pattern: LocalPattern | None,
 ) -> ForecastErrors | None:
     """Return the errors of forecasts of the training series by cross-validation.
 
@@ -110,7 +110,7 @@ def forecast_errors(
         The scale of the training set.
     floor
         The least spread of an input chunk.
-    local_trend
+    local_pattern
         Which last values of an input chunk tell its level and its trend, if each window is
         normalised by its own.
 
@@ -124,10 +124,10 @@ def forecast_errors(
     parts = windows_of([_filled(one) for one in series], length, 0.0, MAX_WINDOWS)
     for i, windows in enumerate(parts):
         past, ahead = windows.x[:input_length], windows.x[-output_length:]
-        if local_trend is not None:
-            local = local_moments(*flagged(past), local_trend)
+        if local_pattern is not None:
+            local = local_moments(*flagged(past), local_pattern)
             spread = floor.apply(local.mean, local.std)
-            scale = Scale(local.level, spread, local.slope)
+            scale = Scale(local.level, spread, local.slope, local.season)
         # (T, N, C) -> (N, T, C) -> (N, C, T)
         normalised = [
             scale.normalise(x.transpose(0, 1), first).mT

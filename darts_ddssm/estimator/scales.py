@@ -4,6 +4,7 @@ Scales taken from a training set, and whether each window is better scaled by it
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from darts.utils.data import TorchTrainingDataset
 from torch import Tensor
 from torch.distributions import Normal, StudentT
 
+from darts_ddssm.estimator.automatic import FEW_WINDOWS
 from darts_ddssm.estimator.windows import (
     NUM_WINDOWS,
     flagged,
@@ -23,12 +25,13 @@ from darts_ddssm.estimator.windows import (
 from darts_ddssm.series.scaling import (
     ROUNDING_ERRORS,
     InstanceFloor,
-    LocalTrend,
+    LocalPattern,
     Scale,
     TrainingScales,
     is_constant,
     level_and_slope,
     local_moments,
+    without_season,
 )
 
 # What a scale of each window must gain to be no accident, in nats per value.
@@ -41,6 +44,14 @@ MAX_SHARE_OF_ALL_STEPS = 0.95
 # What a trend of each window must be worth to be no accident: the error of forecasts by
 # level and trend is at most this share of that by the level and growth as usual.
 MAX_SHARE_OF_ERROR = 0.9
+
+# What a season must be worth to be taken out: the error of forecasts with it is at most
+# this share of that without. A network could find it too, and then does not see it.
+MAX_SHARE_WITH_SEASON = 0.7
+
+# Of all lengths of a season whose errors are within this ratio of the least the shortest is
+# taken.
+MAX_RATIO_OF_SEASONS = 1.05
 
 # Shares of such a trend that may go on, and the most numbers of steps that are tried.
 TREND_SHARES, NUM_TRENDS = (0.5, 1.0), 24
@@ -112,7 +123,7 @@ def instance_floor(
     series: Sequence[TimeSeries],
     input_length: int,
     scale: Scale,
-    local_trend: LocalTrend,
+    local_pattern: LocalPattern,
 ) -> InstanceFloor:
     """What the input chunks of some training series are divided by at least.
 
@@ -127,13 +138,13 @@ def instance_floor(
         Steps of an input chunk.
     scale
         The scale of the training set, for where no chunk varies.
-    local_trend
+    local_pattern
         Which last values of an input chunk tell its level and its trend.
     """
     spreads, ratios = [], []
     for windows in windows_of(series, input_length):
         # (T, N, C) -> (N, C)
-        local = local_moments(*flagged(windows.x), local_trend)
+        local = local_moments(*flagged(windows.x), local_pattern)
         mean, std = local.mean.squeeze(1), local.std.squeeze(1)
         size = mean.hypot(std)
         std = torch.where(is_constant(size, std), torch.nan, std)
@@ -179,15 +190,17 @@ class Chunks(NamedTuple):
         return total / count
 
 
-def automatic_local_trend(
+def automatic_local_pattern(
     series: Sequence[TimeSeries], input_length: int, gap: int, output_length: int
-) -> LocalTrend:
+) -> LocalPattern:
     """Return which last values of an input chunk say most of what follows.
 
     The level is the last value of a random walk, the mean of a season where there are
     season and trend, and that of all steps where a series returns to its mean. Growth as
     usual, in terms of the spread of a chunk, a network learns from the windows. A trend of
-    each window is told apart only where forecasts by it are better by a clear margin.
+    each window is told apart only where forecasts by it are better by a clear margin. So is
+    a season, of whatever length fits, and only where windows are few: in many a network
+    finds it by itself, and more than it.
 
     Parameters
     ----------
@@ -202,7 +215,7 @@ def automatic_local_trend(
     max_windows = min(max(affordable, LEAST_COMPARED), NUM_WINDOWS)
     parts = list(windows_of(series, length, max_windows=max_windows))
     if not parts:
-        return LocalTrend(input_length)
+        return LocalPattern(input_length)
     # (T, N, C)
     windows = torch.cat([part.x for part in parts], dim=1)
     counts = torch.tensor([part.x.shape[1] for part in parts])
@@ -212,38 +225,84 @@ def automatic_local_trend(
         windows[-output_length:].transpose(0, 1),
         torch.arange(len(parts)).repeat_interleave(counts),
     )
-
-    def errors(candidates: list[LocalTrend]) -> Tensor:
-        """Mean absolute errors of forecasts by each, (candidates, S, C)."""
-        return torch.stack([_errors(chunks, gap, each) for each in candidates])
-
-    levels = [LocalTrend(number) for number in range(1, input_length + 1)]
-    of_levels = errors(levels)
+    levels = [LocalPattern(number) for number in range(1, input_length + 1)]
+    of_levels = _errors(chunks, gap, levels)
     # of a constant there is none; each series has a unit of its own
     unit = of_levels.mean(0)
     means = (of_levels / unit).nanmean((1, 2))
     if not means.isfinite().all():
-        return LocalTrend(input_length)
+        return LocalPattern(input_length)
     is_better = means.min() < MAX_SHARE_OF_ALL_STEPS * means[-1]
     level = levels[int(means.argmin()) if is_better else -1]
     usual = (_errors_of_usual_growth(chunks, level) / unit).nanmean()
-    least = MAX_SHARE_OF_ERROR * means.min().fmin(usual)
+    found, error = level, means.min().fmin(usual)
     longest = input_length // 2
     numbers = np.geomspace(1, max(longest, 1), NUM_TRENDS).round().astype(int)
     trends = [
-        LocalTrend(level_steps, number, share)
+        LocalPattern(level_steps, number, share)
         for number in np.unique(numbers[numbers <= longest]).tolist()
         for level_steps in sorted({1, number, level.level_steps})
         for share in TREND_SHARES
     ]
-    if not trends:
-        return level
-    means = (errors(trends) / unit).nanmean((1, 2))
-    return trends[int(means.argmin())] if means.min() < least else level
+    if trends:
+        means = (_errors(chunks, gap, trends) / unit).nanmean((1, 2))
+        if means.min() < MAX_SHARE_OF_ERROR * error:
+            found, error = trends[int(means.argmin())], means.min()
+    num_windows = sum(max(len(one) - length + 1, 0) for one in series)
+    if num_windows > FEW_WINDOWS:
+        return found
+    season = _best_season(chunks, input_length, gap)
+    if season is None:
+        return found
+    error_of_season = (_errors(chunks, gap, [season]) / unit).nanmean()
+    return season if error_of_season < MAX_SHARE_WITH_SEASON * error else found
 
 
-def _errors(chunks: Chunks, gap: int, local_trend: LocalTrend) -> Tensor:
-    """Mean absolute errors of forecasts by level and trend of input chunks, (S, C).
+def _best_season(chunks: Chunks, input_length: int, gap: int) -> LocalPattern | None:
+    """Return the level and the season that say most of what follows.
+
+    Parameters
+    ----------
+    chunks
+        Chunks of the training series.
+    input_length, gap
+        Steps of the input chunk, and between the chunks.
+
+    Returns
+    -------
+    LocalPattern
+        ``None`` where input chunks are too short: a season is seen twice at least, or
+        nothing would be left of the chunk without it.
+    """
+    lengths = range(2, input_length // 2 + 1)
+    if not lengths:
+        return None
+
+    def errors_of(candidates: list[LocalPattern]) -> Tensor:
+        errors = _errors(chunks, gap, candidates)
+        return (errors / errors.mean(0)).nanmean((1, 2)).nan_to_num(nan=torch.inf)
+
+    candidates = [
+        LocalPattern(level_steps, 0, 0.0, length, input_length // length)
+        for length in lengths
+        for level_steps in sorted({1, math.ceil(length / 4), length})
+    ]
+    errors = errors_of(candidates)
+    # twice a season is a season too
+    is_good = errors <= MAX_RATIO_OF_SEASONS * errors.min()
+    season = candidates[int(is_good.nonzero().min())]
+    most = season.season_cycles
+    numbers = np.geomspace(1, input_length, NUM_TRENDS).round().astype(int)
+    candidates = [
+        season._replace(level_steps=level_steps, season_cycles=cycles)
+        for cycles in sorted({2, max(most // 2, 2), most})
+        for level_steps in np.unique([*numbers, season.season_length]).tolist()
+    ]
+    return candidates[int(errors_of(candidates).argmin())]
+
+
+def _errors(chunks: Chunks, gap: int, candidates: list[LocalPattern]) -> Tensor:
+    """Mean absolute errors of forecasts by patterns of input chunks, (candidates, S, C).
 
     Parameters
     ----------
@@ -251,17 +310,22 @@ def _errors(chunks: Chunks, gap: int, local_trend: LocalTrend) -> Tensor:
         Chunks of the training series.
     gap
         Steps between input and output chunks.
-    local_trend
-        Which values tell level and trend.
+    candidates
+        Which values tell level, trend and season.
     """
-    level, slope = level_and_slope(chunks.past, chunks.observed, local_trend)
-    # of nothing there is no level
-    level = torch.where(chunks.observed.any(1, keepdim=True), level, torch.nan)
-    line = Scale(level, torch.ones_like(level), slope)
-    return chunks.mean_of_each(line.normalise(chunks.ahead, first=gap).abs())
+    errors = []
+    for pattern in candidates:
+        rest, season = without_season(chunks.past, chunks.observed, pattern)
+        level, slope = level_and_slope(rest, chunks.observed, pattern)
+        # of nothing there is no level
+        level = torch.where(chunks.observed.any(1, keepdim=True), level, torch.nan)
+        line = Scale(level, torch.ones_like(level), slope, season)
+        ahead = line.normalise(chunks.ahead, first=gap)
+        errors.append(chunks.mean_of_each(ahead.abs()))
+    return torch.stack(errors)
 
 
-def _errors_of_usual_growth(chunks: Chunks, level: LocalTrend) -> Tensor:
+def _errors_of_usual_growth(chunks: Chunks, level: LocalPattern) -> Tensor:
     """Errors of forecasts by a level and the median growth from it, (S, C).
 
     Growth is counted in spreads of the input chunk.
@@ -280,8 +344,8 @@ def prefers_instance_scale(
     input_length: int,
     gap: int,
     output_length: int,
-    floor: InstanceFloor,
-    level_steps: int,
+    scale: Scale,
+    pattern: LocalPattern,
 ) -> bool:
     """Tell whether a window is better scaled by its own past than by the training set.
 
@@ -290,7 +354,7 @@ def prefers_instance_scale(
     Gaussian with the moments of that training set, and a Student t with level and spread of
     the input chunk, which allows for the uncertainty of moments of a short chunk. The
     window's own past must be better by a clear margin. Windows that are constant say
-    nothing.
+    nothing. A season is taken out before, since it would hide how the level moves.
 
     Parameters
     ----------
@@ -298,11 +362,15 @@ def prefers_instance_scale(
         The training series; those that are too short are left out.
     input_length, gap, output_length
         Steps of the input chunk, between the chunks, and of the output chunk.
-    floor
-        Least spread of an input chunk.
-    level_steps
-        Number of the last steps of an input chunk, whose mean is its level.
+    scale
+        The scale of the training set.
+    pattern
+        Which last values of an input chunk tell its level and its season. Its trend is left
+        in: a trend alone is no drift, a smooth season has one at each step.
     """
+    series = [_without_season(one, pattern.season_length) for one in series]
+    level = LocalPattern(pattern.level_steps)
+    floor = instance_floor(series, input_length, scale, level)
     length = input_length + gap + output_length
     longer = [one for one in series if len(one) >= length + 2]
     parts = list(windows_of(longer, length, first_share=2 / 3))
@@ -314,7 +382,7 @@ def prefers_instance_scale(
     by_training_set = Normal(mean, std, validate_args=False)
     gains = []
     for _, windows, _ in parts:
-        local = local_moments(*flagged(windows[:input_length]), LocalTrend(level_steps))
+        local = local_moments(*flagged(windows[:input_length]), level)
         least = floor.apply(local.mean, local.std)
         has_scale, own_std, count = local.std >= least, least, local.num_values
         # one value alone has no spread
@@ -331,3 +399,18 @@ def prefers_instance_scale(
         gains.append(torch.where(has_scale, gain, gain.clamp(max=0.0)))
     # (N, n, C) of each series
     return torch.cat([gain.flatten() for gain in gains]).nanmean().item() > MIN_GAIN
+
+
+def _without_season(series: TimeSeries, length: int) -> TimeSeries:
+    """Take out the season of a whole series, of so many steps, if it has any."""
+    if length == 0 or len(series) < length:
+        return series
+    # (T, C, samples) -> (T, 1, C)
+    values = torch.from_numpy(series.all_values(copy=False).astype(np.float64).mean(-1))
+    x, observed = flagged(values.unsqueeze(1))
+    pattern = LocalPattern(len(x), 0, 0.0, length, len(series) // length)
+    rest, _ = without_season(x, observed, pattern)
+    whole, left = (local_moments(each, observed, LocalPattern(1)) for each in (x, rest))
+    # what rounding leaves of a series that is a season alone
+    rest = torch.where(is_constant(whole.std, left.std), left.mean, rest)
+    return TimeSeries.from_values(torch.where(observed > 0, rest, torch.nan)[0].numpy())

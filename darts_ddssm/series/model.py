@@ -31,7 +31,7 @@ from darts_ddssm.series.likelihoods import (
 )
 from darts_ddssm.series.scaling import (
     InstanceFloor,
-    LocalTrend,
+    LocalPattern,
     Scale,
     TrainingScales,
     instance_scale,
@@ -122,7 +122,7 @@ class SeriesModel:
         darts' module if each window is normalised by its input chunk, or None.
     instance_floor
         The least spread of an input chunk.
-    local_trend
+    local_pattern
         Which last values of an input chunk tell its level and its trend.
     patch_length
         Number L of time steps that a latent state stands for.
@@ -135,7 +135,7 @@ class SeriesModel:
     scales: TrainingScales
     instance_norm: RINorm | None
     instance_floor: InstanceFloor
-    local_trend: LocalTrend
+    local_pattern: LocalPattern
     patch_length: int
     input_chunk_length: int
     output_chunk_shift: int
@@ -155,7 +155,7 @@ class SeriesModel:
             steps = slice(0, self.input_chunk_length)
             past = window.x[:, steps], window.observed[:, steps]
             scale = instance_scale(
-                self.instance_norm, *past, scale, self.instance_floor, self.local_trend
+                self.instance_norm, *past, scale, self.instance_floor, self.local_pattern
             )
         x = scale.normalise(window.x, self.first_step(window.x.shape[1]))
         return NormalisedWindow(window._replace(x=x), scale, window.x)

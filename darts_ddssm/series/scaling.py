@@ -22,6 +22,9 @@ import torch
 from darts.models.components.layer_norm_variants import RINorm
 from torch import Tensor, nn
 
+# How often levels and season of a chunk are fitted in turns.
+SEASON_PASSES = 3
+
 # A spread of so many rounding errors of the level, or less, is that of a constant.
 ROUNDING_ERRORS = 8
 
@@ -44,11 +47,15 @@ class Scale(NamedTuple):
     slope
         Change of the shift per step, (B, 1, C). ``None`` where there is none. The shift is
         then that of the first step after an input chunk.
+    season
+        What is added to the shift at each step of a season, (B, Q, C), over and over from
+        the first step after an input chunk on. ``None`` where there is none.
     """
 
     shift: Tensor
     spread: Tensor
     slope: Tensor | None = None
+    season: Tensor | None = None
 
     def normalise(self, x: Tensor, first: int = 0) -> Tensor:
         """Map data to normalised values.
@@ -68,12 +75,15 @@ class Scale(NamedTuple):
 
     def _shift_along(self, x: Tensor, first: int) -> Tensor:
         """Return the shift at each step of values (..., B, T, C)."""
-        if self.slope is None:
-            return self.shift
-        num_steps = x.shape[-2]
-        steps = torch.arange(first, first + num_steps, dtype=x.dtype, device=x.device)
-        # (B, 1, C) and (T, 1) -> (B, T, C)
-        return self.shift + self.slope * steps.unsqueeze(-1)
+        shift, num_steps = self.shift, x.shape[-2]
+        steps = torch.arange(first, first + num_steps, device=x.device)
+        if self.slope is not None:
+            # (B, 1, C) and (T, 1) -> (B, T, C)
+            shift = shift + self.slope * steps.to(x.dtype).unsqueeze(-1)
+        if self.season is not None:
+            # (B, Q, C) -> (B, T, C)
+            shift = shift + self.season[:, steps % self.season.shape[1]]
+        return shift
 
     def parameters_to_data(self, raw: Tensor, first: int = 0) -> Tensor:
         """Map raw parameters of a location-scale family (B, T, C, K) to the data's."""
@@ -85,8 +95,10 @@ class Scale(NamedTuple):
 
     def detach(self) -> "Scale":
         """Return the same scale, from which nothing is learned."""
-        slope = None if self.slope is None else self.slope.detach()
-        return Scale(self.shift.detach(), self.spread.detach(), slope)
+        slope, season = (
+            None if part is None else part.detach() for part in (self.slope, self.season)
+        )
+        return Scale(self.shift.detach(), self.spread.detach(), slope, season)
 
     @classmethod
     def unit(cls) -> "Scale":
@@ -132,8 +144,8 @@ class InstanceFloor(NamedTuple):
         return std.maximum(self.spread).maximum(of_level)
 
 
-class LocalTrend(NamedTuple):
-    """Which last values of an input chunk tell its level and its trend.
+class LocalPattern(NamedTuple):
+    """Which last values of an input chunk tell its level, its trend and its season.
 
     Attributes
     ----------
@@ -144,11 +156,17 @@ class LocalTrend(NamedTuple):
         the trend. 0 where there is none.
     trend_share
         Share of this trend that goes on.
+    season_length
+        Number Q of the steps of a season. 0 where there is none.
+    season_cycles
+        Number V of the last seasons whose mean is the season that goes on.
     """
 
     level_steps: int
     trend_values: int = 0
     trend_share: float = 0.0
+    season_length: int = 0
+    season_cycles: int = 0
 
 
 class LocalMoments(NamedTuple):
@@ -160,23 +178,103 @@ class LocalMoments(NamedTuple):
         The level of the first step after the chunk, by its trend.
     slope
         Change of the level per step.
+    season
+        What is added to the level at each step of a season, (B, Q, C), from the first step
+        after the chunk on. ``None`` where the chunk has none.
     mean
         Mean of the values.
     std
-        Standard deviation of the values around their trend.
+        Standard deviation of the values around their trend, season and all.
     num_values
         Number of values. Where it is 0, so is all else.
     """
 
     level: Tensor
     slope: Tensor
+    season: Tensor | None
     mean: Tensor
     std: Tensor
     num_values: Tensor
 
 
+def season_of(x: Tensor, observed: Tensor, length: int, num_cycles: int) -> Tensor:
+    """Take the season of input chunks: the mean of their last cycles around their growth.
+
+    Each cycle has a level of its own, and levels grow along a line. Levels and season are
+    fitted in turns, which tells them apart where values are missing.
+
+    Parameters
+    ----------
+    x, observed
+        Values, any finite number where missing, and flags of the chunks, (B, T, C).
+    length
+        Number Q of the steps of a season.
+    num_cycles
+        Number V of the last cycles.
+
+    Returns
+    -------
+    Tensor
+        Deviations from the level, from the first step after the chunk on, (B, Q, C). Their
+        mean is zero, and so is what is nowhere observed.
+    """
+    # (B, V * Q, C) -> (B, V, Q, C)
+    values, known = (
+        part[:, -num_cycles * length :].unflatten(1, (num_cycles, length))
+        for part in (x, observed)
+    )
+
+    def mean_along(axis: int, part: Tensor, known: Tensor) -> Tensor:
+        count = known.sum(axis, keepdim=True).clamp(min=1)
+        return (part * known).sum(axis, keepdim=True) / count
+
+    # times in cycles: of each cycle, (V,) -> (V, 1, 1), and within one, (Q,) -> (Q, 1)
+    cycles = torch.arange(num_cycles, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+    steps = torch.arange(length, dtype=x.dtype, device=x.device).unsqueeze(-1)
+    steps = (steps - (length - 1) / 2) / length
+    has_level = known.amax(2, keepdim=True)
+    cycles = (cycles - mean_along(1, cycles, has_level)) * has_level
+    squares = cycles.square().sum(1, keepdim=True)
+    squares = torch.where(squares > 0, squares, 1.0)
+    season = torch.zeros_like(values[:, :1])
+    for _ in range(SEASON_PASSES):
+        level = mean_along(2, values - season, known)
+        growth = (cycles * level).sum(1, keepdim=True) / squares
+        season = mean_along(1, values - level - growth * steps, known)
+        season = season - season.mean(2, keepdim=True)
+    # (B, 1, Q, C) -> (B, Q, C)
+    return season.squeeze(1)
+
+
+def without_season(
+    x: Tensor, observed: Tensor, pattern: LocalPattern
+) -> tuple[Tensor, Tensor | None]:
+    """Take the season out of input chunks.
+
+    Parameters
+    ----------
+    x, observed
+        As for :func:`season_of`.
+    pattern
+        Which of the values tell the season.
+
+    Returns
+    -------
+    rest
+        Values without it, (B, T, C).
+    season
+        The season, (B, Q, C), ``None`` where there is none.
+    """
+    length = pattern.season_length
+    if length == 0:
+        return x, None
+    season = season_of(x, observed, length, pattern.season_cycles)
+    steps = torch.arange(-x.shape[1], 0, device=x.device)
+    return x - season[:, steps % length], season
+
+
 def level_and_slope(
-    x: Tensor, observed: Tensor, local_trend: LocalTrend
+    x: Tensor, observed: Tensor, local_pattern: LocalPattern
 ) -> tuple[Tensor, Tensor]:
     """Take level and trend of input chunks.
 
@@ -184,7 +282,7 @@ def level_and_slope(
     ----------
     x, observed
         Values, any finite number where missing, and flags of the chunks, (B, T, C).
-    local_trend
+    local_pattern
         Which values tell level and trend. Where nothing is observed at the last steps, the
         last values before them tell the level. Of too few values there is no trend.
 
@@ -208,11 +306,11 @@ def level_and_slope(
         mean, centre = ((part * chosen).sum(1, keepdim=True) / count for part in (x, time))
         return mean, centre
 
-    recent = time >= -local_trend.level_steps
+    recent = time >= -local_pattern.level_steps
     is_observed = (observed * recent).sum(1, keepdim=True) > 0
-    last_values = number <= local_trend.level_steps
+    last_values = number <= local_pattern.level_steps
     level, centre = means(torch.where(is_observed, recent, last_values))
-    size = local_trend.trend_values
+    size = local_pattern.trend_values
     if size == 0:
         return level, torch.zeros_like(level)
     late, late_centre = means(number <= size)
@@ -220,32 +318,33 @@ def level_and_slope(
     is_known = number.amax(1, keepdim=True) > size
     duration = torch.where(is_known, late_centre - early_centre, 1.0)
     change = torch.where(is_known, late - early, 0.0)
-    slope = local_trend.trend_share * change / duration
+    slope = local_pattern.trend_share * change / duration
     return level - slope * centre, slope
 
 
-def local_moments(x: Tensor, observed: Tensor, local_trend: LocalTrend) -> LocalMoments:
-    """Take level, trend and spread of input chunks.
+def local_moments(x: Tensor, observed: Tensor, local_pattern: LocalPattern) -> LocalMoments:
+    """Take level, trend, season and spread of input chunks.
 
     Parameters
     ----------
-    x, observed, local_trend
+    x, observed, local_pattern
         As for :func:`level_and_slope`.
     """
-    level, slope = level_and_slope(x, observed, local_trend)
+    rest, season = without_season(x, observed, local_pattern)
+    level, slope = level_and_slope(rest, observed, local_pattern)
     num_values = observed.sum(1, keepdim=True)
 
     def mean_of(values: Tensor) -> Tensor:
         return (values * observed).sum(1, keepdim=True) / num_values.clamp(min=1)
 
-    rest = x
-    if local_trend.trend_values > 0:
+    without_trend = x
+    if local_pattern.trend_values > 0:
         steps = torch.arange(x.shape[1], dtype=x.dtype, device=x.device)
-        rest = x - slope * steps.unsqueeze(-1)
+        without_trend = x - slope * steps.unsqueeze(-1)
     # what is missing may have a square that overflows
-    deviation = (rest - mean_of(rest)) * observed
+    deviation = (without_trend - mean_of(without_trend)) * observed
     std = mean_of(deviation.square()).sqrt()
-    return LocalMoments(level, slope, mean_of(x), std, num_values)
+    return LocalMoments(level, slope, season, mean_of(x), std, num_values)
 
 
 def instance_scale(
@@ -254,13 +353,14 @@ def instance_scale(
     observed: Tensor,
     scale: Scale,
     floor: InstanceFloor,
-    local_trend: LocalTrend,
+    local_pattern: LocalPattern,
 ) -> Scale:
     """Scale of each series by the observed values of its input chunk.
 
     The level is the mean of its last steps, as many as tell most of what follows: the last
     value of a random walk, the last season of a seasonal series. A trend that goes on is
-    taken out. The spread is that of all values around the trend.
+    taken out, and so is a season. The spread is that of all values around the trend, season
+    and all: with a season that grows, the errors grow too.
 
     Parameters
     ----------
@@ -272,19 +372,20 @@ def instance_scale(
         The scale of the training set, for a component that is nowhere observed.
     floor
         Least spread of a chunk.
-    local_trend
-        Which of the values tell level and trend.
+    local_pattern
+        Which of the values tell level, trend and season.
     """
     # in a unit in which squares do not overflow
-    *moments, count = local_moments(x / scale.spread, observed, local_trend)
-    level, slope, mean, std = (part * scale.spread for part in moments)
-    level, std = (
-        torch.where(count > 0, own, whole)
-        for own, whole in zip((level, floor.apply(mean, std)), scale[:2], strict=True)
-    )
+    local = local_moments(x / scale.spread, observed, local_pattern)
+    has_values = local.num_values > 0
+    std = floor.apply(local.mean * scale.spread, local.std * scale.spread)
+    std = torch.where(has_values, std, scale.spread)
+    level = torch.where(has_values, local.level * scale.spread, scale.shift)
+    slope = local.slope * scale.spread if local_pattern.trend_values > 0 else None
+    season = None if local.season is None else local.season * scale.spread
     spread = std
     if rin.affine:
         # x' = (x - mean) / std * |weight| + bias
         spread = std / (rin.affine_weight.abs() + rin.eps)
         level = level - rin.affine_bias * spread
-    return Scale(level, spread, slope if local_trend.trend_values > 0 else None)
+    return Scale(level, spread, slope, season)

@@ -45,6 +45,7 @@ E                            size of the embedding of a noise level
 k                            network evaluations of a distilled sampler
 j                            Markov order of the transition, ``transition_order``
 R, A                         steps that a lag kernel reaches back, sums that it makes
+Q, V                         steps of a season, its last cycles in an input chunk
 ===========================  =======================================================
 
 Where a state stands for a patch, the state-space model counts patches: its T is the

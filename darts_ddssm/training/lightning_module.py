@@ -40,7 +40,7 @@ from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.series.model import SeriesModel
 from darts_ddssm.series.scaling import (
     InstanceFloor,
-    LocalTrend,
+    LocalPattern,
     Scale,
     TrainingScales,
 )
@@ -69,7 +69,7 @@ GRADIENT_CLIP_NORM = 1.0
 CHECK_PERIOD = 16
 
 # The buffers of which values tell level and trend of an input chunk.
-LOCAL_TREND = LocalTrend._fields
+LOCAL_PATTERN = LocalPattern._fields
 
 # Whoever passes one of these has a recipe of their own.
 OPTIMIZER_ARGUMENTS = ("optimizer_cls", "optimizer_kwargs", "lr_scheduler_cls")
@@ -92,7 +92,7 @@ def _with_scales(
     for kind in ("past", "future", "static"):
         for name in (f"{kind}_shift", f"{kind}_spread"):
             state.setdefault(prefix + name, module.get_buffer(name))
-    for name in ("floor_spread", "floor_ratio", *LOCAL_TREND):
+    for name in ("floor_spread", "floor_ratio", *LOCAL_PATTERN):
         state.setdefault(prefix + name, module.get_buffer(name))
     floor = prefix + "floor_spread"
     if module.rin is not None and not state[floor].any():
@@ -188,7 +188,7 @@ class _DDSSMModule(PLForecastingModule):
         # The same, `by_instance` and the local trend, where a look waits for no device.
         self._share_done: float | None = None
         self._has_instance_scale: bool | None = decided and self.rin is not None
-        self._local_trend: LocalTrend | None = LocalTrend(self.input_chunk_length)
+        self._local_pattern: LocalPattern | None = LocalPattern(self.input_chunk_length)
         # The last loss or the first one that was not finite.
         self._loss: Tensor | None = None
         # What is observed in the batch that comes next, on the CPU.
@@ -196,7 +196,7 @@ class _DDSSMModule(PLForecastingModule):
         # Whether each window has its own scale: as the user says, or by `set_scales`.
         self.register_buffer("by_instance", torch.tensor(decided and self.rin is not None))
         # Which last values of an input chunk tell its level and its trend.
-        for name, value in self._local_trend._asdict().items():
+        for name, value in self._local_pattern._asdict().items():
             self.register_buffer(name, torch.tensor(value))
         self.decides_scale = not decided and self.rin is not None
         # Scales of the training set, saved with the weights.
@@ -225,7 +225,7 @@ class _DDSSMModule(PLForecastingModule):
             scales=self.scales,
             instance_norm=self.rin if self.has_instance_scale else None,
             instance_floor=self.instance_floor,
-            local_trend=self.local_trend,
+            local_pattern=self.local_pattern,
             patch_length=self.patch_length,
             input_chunk_length=self.input_chunk_length,
             output_chunk_shift=self.output_chunk_shift,
@@ -240,13 +240,12 @@ class _DDSSMModule(PLForecastingModule):
         return self._has_instance_scale
 
     @property
-    def local_trend(self) -> LocalTrend:
+    def local_pattern(self) -> LocalPattern:
         """Which last values of an input chunk tell its level and its trend."""
-        if self._local_trend is None:
-            values = (self.get_buffer(name).item() for name in LOCAL_TREND)
-            level_steps, trend_values, share = values
-            self._local_trend = LocalTrend(int(level_steps), int(trend_values), share)
-        return self._local_trend
+        if self._local_pattern is None:
+            values = {name: self.get_buffer(name).item() for name in LOCAL_PATTERN}
+            self._local_pattern = LocalPattern(**values)
+        return self._local_pattern
 
     @property
     def share_done(self) -> float:
@@ -257,7 +256,7 @@ class _DDSSMModule(PLForecastingModule):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._has_instance_scale = self._local_trend = self._share_done = None
+        self._has_instance_scale = self._local_pattern = self._share_done = None
 
     @property
     def scales(self) -> TrainingScales:
@@ -275,13 +274,16 @@ class _DDSSMModule(PLForecastingModule):
         return InstanceFloor(self.floor_spread, self.floor_ratio)
 
     @property
-    def all_scales(self) -> tuple[TrainingScales, InstanceFloor, LocalTrend | None]:
+    def all_scales(self) -> tuple[TrainingScales, InstanceFloor, LocalPattern | None]:
         """What :meth:`set_scales` sets."""
-        local_trend = self.local_trend if self.has_instance_scale else None
-        return self.scales, self.instance_floor, local_trend
+        local_pattern = self.local_pattern if self.has_instance_scale else None
+        return self.scales, self.instance_floor, local_pattern
 
     def set_scales(
-        self, scales: TrainingScales, floor: InstanceFloor, local_trend: LocalTrend | None
+        self,
+        scales: TrainingScales,
+        floor: InstanceFloor,
+        local_pattern: LocalPattern | None,
     ) -> None:
         """Set the scales of the training set, before training.
 
@@ -291,7 +293,7 @@ class _DDSSMModule(PLForecastingModule):
             Mean and standard deviation of target and covariates.
         floor
             Least spread of an input chunk.
-        local_trend
+        local_pattern
             Which last values of an input chunk tell the level and the trend of a window.
             ``None`` where windows have the scale of the training set, unless the user has
             decided that.
@@ -302,11 +304,11 @@ class _DDSSMModule(PLForecastingModule):
         for part, value in zip(self.instance_floor, floor, strict=True):
             part.copy_(value)
         if self.decides_scale:
-            self._has_instance_scale = local_trend is not None
+            self._has_instance_scale = local_pattern is not None
             self.by_instance.fill_(self._has_instance_scale)
-        if local_trend is not None:
-            self._local_trend = local_trend
-            for name, value in local_trend._asdict().items():
+        if local_pattern is not None:
+            self._local_pattern = local_pattern
+            for name, value in local_pattern._asdict().items():
                 self.get_buffer(name).fill_(value)
 
     # --- Lightning --------------------------------------------------------------------

@@ -17,12 +17,11 @@ from darts_ddssm.estimator.automatic import (
     say_once,
 )
 from darts_ddssm.estimator.scales import (
-    automatic_local_trend,
-    instance_floor,
+    automatic_local_pattern,
     prefers_instance_scale,
 )
 from darts_ddssm.estimator.windows import windows_of
-from darts_ddssm.series.scaling import LocalTrend, Scale
+from darts_ddssm.series.scaling import LocalPattern, Scale
 from tests.helpers import drawn, noisy_sine, with_gaps
 
 
@@ -97,8 +96,8 @@ def prefers(series: list[TimeSeries], input_length: int = 12) -> bool:
     """What is decided for forecasts of six steps."""
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*(torch.from_numpy(f(values, 0)) for f in (np.nanmean, np.nanstd)))
-    floor = instance_floor(series, input_length, scale, LocalTrend(input_length))
-    return prefers_instance_scale(series, input_length, 0, 6, floor, input_length)
+    pattern = LocalPattern(input_length)
+    return prefers_instance_scale(series, input_length, 0, 6, scale, pattern)
 
 
 @pytest.mark.parametrize(
@@ -298,22 +297,27 @@ def growing_seasons(length: int = 120) -> TimeSeries:
     return TimeSeries.from_values((season + 0.3 * np.arange(length)).astype(np.float32))
 
 
+def many_seasons() -> TimeSeries:
+    """As many as a network finds by itself."""
+    return growing_seasons(FEW_WINDOWS + 18)
+
+
 @pytest.mark.parametrize(
     "series, expected",
     [
         ([random_walk(seed=s) for s in range(3)], (1, 1)),
-        ([growing_seasons()], (5, 7)),
-        ([growing_seasons() * 1e-6, growing_seasons() * 1e6 - 1e8], (5, 7)),
+        ([many_seasons()], (5, 7)),
+        ([many_seasons() * 1e-6, many_seasons() * 1e6 - 1e8], (5, 7)),
         # the longer the mean, the nearer to that of all
         ([walk(seed=0)], (10, 12)),
         ([constant(3.0)], (12, 12)),
-        ([with_gaps(growing_seasons(), slice(20, 100, 3))], (5, 7)),
+        ([with_gaps(many_seasons(), slice(20, 100, 3))], (5, 7)),
         ([noisy_sine(17)], (12, 12)),
     ],
 )
 def test_steps_whose_mean_is_the_level(series, expected):
     least, most = expected
-    found = automatic_local_trend(series, 12, 0, 6)
+    found = automatic_local_pattern(series, 12, 0, 6)
     assert least <= found.level_steps <= most and found.trend_values == 0
 
 
@@ -321,7 +325,7 @@ def test_components_have_one_say_each():
     """Whatever their unit."""
     walk, seasons = random_walk(), growing_seasons()
     both = [walk.stack(unit * seasons) for unit in (1e-6, 1.0, 1e6)]
-    found = {automatic_local_trend([one], 12, 0, 6) for one in both}
+    found = {automatic_local_pattern([one], 12, 0, 6) for one in both}
     assert len(found) == 1 and found.pop().level_steps < 8
 
 
@@ -330,25 +334,25 @@ def test_a_random_walk_is_forecast_from_its_last_value(tiny, caplog):
     series = random_walk()
     say_once.cache_clear()
     model = tiny().fit(series)
-    assert model.model.local_trend.level_steps == 1
+    assert model.model.local_pattern.level_steps == 1
     assert "whose level is that of its last value, since" in caplog.text
     past = np.r_[np.zeros(11), 30.0].astype(np.float32)
     forecast = model.predict(1, TimeSeries.from_values(past), num_samples=200)
     other = tiny(use_reversible_instance_norm=True).fit(noisy_sine())
-    assert other.model.local_trend.level_steps > 1
+    assert other.model.local_pattern.level_steps > 1
     # the spread of this chunk is 8.3
     assert forecast.all_values().mean() > 20
 
 
 def test_many_windows_have_a_level_too(tiny):
     model = tiny(n_epochs=1, batch_size=256).fit(random_walk(FEW_WINDOWS + 18))
-    assert model.model.local_trend.level_steps == 1
+    assert model.model.local_pattern.level_steps == 1
 
 
 def test_long_input_chunks_take_no_longer(monkeypatch):
     """Of them fewer windows are compared, which tell the same."""
     series = [random_walk(4000), random_walk(2000, seed=1)]
-    found = automatic_local_trend(series, 100, 0, 20)
+    found = automatic_local_pattern(series, 100, 0, 20)
     monkeypatch.setattr(scales, "MAX_COMPARED", 100 * 120 * 300)
     num_windows = []
 
@@ -358,7 +362,7 @@ def test_long_input_chunks_take_no_longer(monkeypatch):
             yield part
 
     monkeypatch.setattr(scales, "windows_of", counted)
-    assert automatic_local_trend(series, 100, 0, 20) == found == LocalTrend(1)
+    assert automatic_local_pattern(series, 100, 0, 20) == found == LocalPattern(1)
     assert sum(num_windows) == 300
 
 
@@ -379,14 +383,14 @@ def noisy_triangles(length: int = 400, seed: int = 0) -> TimeSeries:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_trend_that_changes_is_that_of_the_last_values(seed):
-    found = automatic_local_trend([changing_trend(seed=seed)], 12, 0, 6)
-    assert found == LocalTrend(1, 1, 1.0)
+    found = automatic_local_pattern([changing_trend(seed=seed)], 12, 0, 6)
+    assert found == LocalPattern(1, 1, 1.0)
 
 
 def test_chunks_of_which_nothing_is_observed_say_nothing_of_it():
     """They are not taken for zeros."""
     series = with_gaps(changing_trend() + 1e5, slice(100, 130))
-    assert automatic_local_trend([series], 12, 0, 6) == LocalTrend(1, 1, 1.0)
+    assert automatic_local_pattern([series], 12, 0, 6) == LocalPattern(1, 1, 1.0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -394,7 +398,7 @@ def test_under_noise_the_trend_is_that_of_more_values(seed):
     """After a gap too, and whatever the unit."""
     for unit, gap in ((1e-6, 0), (1.0, 3), (1e6, 0)):
         series = [unit * noisy_triangles(seed=seed)]
-        found = automatic_local_trend(series, 12, gap, 6)
+        found = automatic_local_pattern(series, 12, gap, 6)
         assert found.trend_values >= 3 and found.trend_share == 1
 
 
@@ -409,14 +413,14 @@ def test_under_noise_the_trend_is_that_of_more_values(seed):
     ],
 )
 def test_usual_growth_is_left_to_the_network(series):
-    assert automatic_local_trend(series, 12, 0, 6).trend_values == 0
+    assert automatic_local_pattern(series, 12, 0, 6).trend_values == 0
 
 
 def test_a_smooth_season_keeps_its_scale(tiny):
     """Though its last values tell how it goes on, it stays where it was."""
     season = 3 * np.sin(2 * np.pi * np.arange(120) / 25)
     series = TimeSeries.from_values(season.astype(np.float32))
-    assert automatic_local_trend([series], 12, 0, 6).trend_values > 0
+    assert automatic_local_pattern([series], 12, 0, 6).trend_values > 0
     module = tiny(n_epochs=1).fit(series).model
     assert not module.has_instance_scale and not module.reflects
 
@@ -447,6 +451,95 @@ def test_a_gap_is_filled_along_the_trend(tiny):
     middle = np.median(filled.all_values()[:, 0], axis=1)
     spread = model.model.floor_spread.item()
     assert np.abs(middle - line.values()[:, 0]).max() < 3 * spread
+
+
+# --- the season of an input chunk -----------------------------------------------------
+
+
+def uneven_seasons(length: int = 120, seed: int = 0, drift: float = 0.3) -> TimeSeries:
+    """A season of six steps of no simple shape, on a level that walks, under noise."""
+    rng = np.random.default_rng(seed)
+    season = np.array([5.0, -4.0, 1.0, 3.0, -2.0, -3.0])[np.arange(length) % 6]
+    level = drift * rng.standard_normal(length).cumsum()
+    values = season + level + 0.3 * rng.standard_normal(length)
+    return TimeSeries.from_values(values.astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_season_is_found_by_what_it_tells(seed):
+    """Whatever the unit, with gaps, and past steps between the chunks."""
+    for unit, gap, missing in ((1e-6, 0, 0), (1.0, 2, 0), (1e6, 0, 15)):
+        series = with_gaps(unit * uneven_seasons(seed=seed), slice(20, 20 + missing))
+        found = automatic_local_pattern([series], 12, gap, 6)
+        assert (found.season_length, found.season_cycles) == (6, 2)
+
+
+@pytest.mark.parametrize(
+    "series, input_length",
+    [
+        ([random_walk()], 12),
+        ([walk(seed=0)], 12),
+        ([changing_trend()], 12),
+        ([constant(3.0)], 12),
+        # seen less than twice in a chunk
+        ([uneven_seasons()], 5),
+        ([uneven_seasons()], 1),
+        # many windows
+        ([uneven_seasons(FEW_WINDOWS + 18)], 12),
+    ],
+)
+def test_what_does_not_repeat_has_no_season(series, input_length):
+    assert automatic_local_pattern(series, input_length, 0, 6).season_length == 0
+
+
+def test_a_season_does_not_hide_how_the_level_moves():
+    """It is far wider than the drift."""
+    season = np.tile([30.0, -30.0, 0.0, 15.0, 5.0, -20.0], 20)[:, None, None]
+    drifting, still = (
+        (random_walk() if drifts else noisy_sine(120)) * 0.3 + season.astype(np.float32)
+        for drifts in (True, False)
+    )
+    scale = Scale(torch.zeros(1).double(), torch.full((1,), 20.0).double())
+    of_season = LocalPattern(1, season_length=6, season_cycles=2)
+    for pattern, expected in ((of_season, True), (LocalPattern(6), False)):
+        assert prefers_instance_scale([drifting], 12, 0, 6, scale, pattern) is expected
+    still_pattern = of_season._replace(level_steps=12)
+    assert not prefers_instance_scale([still], 12, 0, 6, scale, still_pattern)
+
+
+def test_a_season_that_repeats_exactly_keeps_its_scale(tiny):
+    """Rounding errors are no drift."""
+    series = TimeSeries.from_values(
+        np.tile(np.array([5.1, -4.2, 1.3, 3.4, -2.5, -3.1], np.float32), 20)
+    )
+    assert automatic_local_pattern([series], 12, 0, 6).season_length == 6
+    assert not tiny(n_epochs=1).fit(series).model.has_instance_scale
+
+
+def test_the_season_of_the_past_goes_on(tiny, caplog):
+    """At once, however long the forecast is, and past a gap between the chunks."""
+    say_once.cache_clear()
+    series = uneven_seasons()
+    for shift, n in ((0, 12), (2, 6)):
+        model = tiny(n_epochs=1, output_chunk_shift=shift).fit(series)
+        assert model.model.has_instance_scale and not model.model.reflects
+        # another season than that of the training series
+        season = np.array([-6.0, 2.0, 4.0, 0.0, 3.0, -3.0])
+        past = TimeSeries.from_values(np.tile(season, 2).astype(np.float32))
+        forecast = model.predict(n, past, num_samples=200, random_state=0)
+        middle = np.median(forecast.all_values()[:, 0], axis=1)
+        expected = season[np.arange(shift, shift + n) % 6]
+        assert np.corrcoef(middle, expected)[0, 1] > 0.9
+    assert "whose season is the mean of its last 2 cycles of 6 steps, since" in caplog.text
+
+
+def test_a_gap_is_filled_by_the_season(tiny):
+    model = tiny(n_epochs=1).fit(uneven_seasons())
+    season = np.tile(np.array([-6.0, 2.0, 4.0, 0.0, 3.0, -3.0], np.float32), 3)
+    series = TimeSeries.from_values(season)
+    filled = model.impute(with_gaps(series, slice(7, 10)), num_samples=50, random_state=0)
+    middle = np.median(filled.all_values()[7:10, 0], axis=1)
+    assert np.corrcoef(middle, season[7:10])[0, 1] > 0.9
 
 
 # --- windows upside down --------------------------------------------------------------
@@ -486,12 +579,18 @@ def test_no_direction_is_learned_from_a_walk_that_rose(tiny):
     assert off[0] < off[1]
 
 
-def test_level_and_trend_are_saved(tiny, tmp_path):
-    series = changing_trend()
+@pytest.mark.parametrize(
+    "series, expected",
+    [
+        (changing_trend(), LocalPattern(1, 1, 1.0)),
+        (uneven_seasons(), LocalPattern(2, 0, 0.0, 6, 2)),
+    ],
+)
+def test_level_trend_and_season_are_saved(tiny, tmp_path, series, expected):
     model = tiny(n_epochs=1).fit(series)
     path = str(tmp_path / "model.pt")
     model.save(path)
     loaded = DDSSMModel.load(path)
-    assert loaded.model.local_trend == LocalTrend(1, 1, 1.0)
+    assert loaded.model.local_pattern == expected
     one, other = (m.predict(3, series, random_state=0) for m in (model, loaded))
     np.testing.assert_allclose(one.values(), other.values(), rtol=1e-5)

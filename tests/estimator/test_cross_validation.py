@@ -21,7 +21,7 @@ from darts_ddssm.estimator.cross_validation import (
     is_predictable,
 )
 from darts_ddssm.estimator.scales import instance_floor
-from darts_ddssm.series.scaling import LocalTrend, Scale
+from darts_ddssm.series.scaling import LocalPattern, Scale
 from tests.helpers import noisy_sine, same, with_gaps
 
 
@@ -29,10 +29,10 @@ def errors_of(*series: TimeSeries, by_instance: bool = False) -> ForecastErrors 
     """Errors of forecasts of 12 steps from 24, in the units of all series."""
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*map(torch.tensor, (np.nanmean(values, 0), np.nanstd(values, 0))))
-    whole = LocalTrend(24)
+    whole = LocalPattern(24)
     floor = instance_floor(series, 24, scale, whole)
-    local_trend = whole if by_instance else None
-    return forecast_errors(series, 24, 0, 12, scale, floor, local_trend)
+    local_pattern = whole if by_instance else None
+    return forecast_errors(series, 24, 0, 12, scale, floor, local_pattern)
 
 
 def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:

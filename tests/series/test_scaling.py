@@ -6,7 +6,14 @@ import torch
 from darts.models.components.layer_norm_variants import RINorm
 from darts.utils.likelihood_models import torch as likelihoods
 
-from darts_ddssm.series.scaling import InstanceFloor, LocalTrend, Scale, instance_scale
+from darts_ddssm.series import scaling
+from darts_ddssm.series.scaling import (
+    InstanceFloor,
+    LocalPattern,
+    Scale,
+    instance_scale,
+    season_of,
+)
 from tests.helpers import drawn, noisy_sine, same, with_gaps
 
 # --- the scale of the training set ----------------------------------------------------
@@ -87,7 +94,7 @@ def test_instance_norm_is_not_misled_by_what_is_missing(tiny):
     whole = Scale(x.new_zeros(2), x.new_ones(2))
     floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
     x = x.masked_fill(observed == 0, 1e3)
-    scale = instance_scale(rin, x, observed, whole, floor, LocalTrend(12))
+    scale = instance_scale(rin, x, observed, whole, floor, LocalPattern(12))
     for i in range(3):
         for c in range(2):
             seen = x[i, observed[i, :, c] > 0, c]
@@ -105,13 +112,13 @@ def test_level_is_the_mean_of_the_last_steps(level_steps):
     rin = RINorm(input_dim=2, affine=False).double()
     whole = Scale(x.new_zeros(2), x.new_ones(2))
     floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
-    scale = instance_scale(rin, x, observed, whole, floor, LocalTrend(level_steps))
+    scale = instance_scale(rin, x, observed, whole, floor, LocalPattern(level_steps))
     for i in (1, 2):
         expected = x[i, -level_steps:].mean(0)
         torch.testing.assert_close(scale.shift[i, 0], expected)
     expected = x[0, -level_steps:-3].mean(0) if level_steps > 3 else x[0, -4]
     torch.testing.assert_close(scale.shift[0, 0], expected)
-    spread = instance_scale(rin, x, observed, whole, floor, LocalTrend(12)).spread
+    spread = instance_scale(rin, x, observed, whole, floor, LocalPattern(12)).spread
     torch.testing.assert_close(scale.spread, spread)
 
 
@@ -130,7 +137,7 @@ def test_a_line_is_taken_out(level_steps, trend_values, share_missing):
     whole = Scale(x.new_zeros(2), x.new_ones(2))
     floor = InstanceFloor(x.new_ones(2), x.new_zeros(2))
     past = x[:, :12].masked_fill(observed == 0, 1e3)
-    how = LocalTrend(level_steps, trend_values, 1.0)
+    how = LocalPattern(level_steps, trend_values, 1.0)
     scale = instance_scale(rin, past, observed, whole, floor, how)
     zeros = torch.zeros_like(x)
     torch.testing.assert_close(scale.normalise(x, first=-12), zeros, atol=1e-9, rtol=0)
@@ -149,7 +156,7 @@ def test_what_is_missing_may_be_any_number():
         given = x.masked_fill(observed == 0, missing)
         rin, one = RINorm(input_dim=1, affine=False), torch.ones(1)
         floor = InstanceFloor(0 * one, 0 * one)
-        whole, how = Scale(0 * one, one), LocalTrend(2, 3, 1.0)
+        whole, how = Scale(0 * one, one), LocalPattern(2, 3, 1.0, 4, 3)
         scales.append(instance_scale(rin, given, observed, whole, floor, how))
     for part, other in zip(*scales, strict=True):
         assert torch.equal(part, other)
@@ -163,7 +170,7 @@ def test_a_share_of_the_trend_goes_on():
     rin = RINorm(input_dim=1, affine=False).double()
     whole = Scale(x.new_zeros(1), x.new_ones(1))
     floor = InstanceFloor(x.new_zeros(1), x.new_zeros(1))
-    how = LocalTrend(2, 4, 0.5)
+    how = LocalPattern(2, 4, 0.5)
     scale = instance_scale(rin, x, torch.ones_like(x), whole, floor, how)
     slope = 0.5 * (late - early) / 4
     torch.testing.assert_close(scale.slope, slope)
@@ -171,6 +178,55 @@ def test_a_share_of_the_trend_goes_on():
     torch.testing.assert_close(scale.shift, x[:, -2:].mean(1, keepdim=True) + 1.5 * slope)
     rest = x - slope * torch.arange(12).unsqueeze(-1)
     torch.testing.assert_close(scale.spread, rest.std(1, unbiased=False, keepdim=True))
+
+
+@pytest.mark.parametrize("level_steps, num_cycles", [(1, 2), (3, 4), (8, 3)])
+def test_a_season_is_taken_out(level_steps, num_cycles):
+    """With the growth of its level, before and after the origin, at any phase."""
+    torch.manual_seed(level_steps)
+    season = torch.randn(5, 4, 2, dtype=torch.float64)
+    season = season - season.mean(1, keepdim=True)
+    level = torch.randn(5, 1, 2, dtype=torch.float64)
+    # 18 steps before the origin and 7 after it
+    phases = torch.arange(-18, 7) % 4
+    x = level + season[:, phases]
+    rin = RINorm(input_dim=2, affine=False).double()
+    whole = Scale(x.new_zeros(2), x.new_ones(2))
+    floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
+    how = LocalPattern(level_steps, season_length=4, season_cycles=num_cycles)
+    observed = torch.ones_like(x[:, :18])
+    scale = instance_scale(rin, x[:, :18], observed, whole, floor, how)
+    zeros = torch.zeros_like(x)
+    torch.testing.assert_close(scale.season, season)
+    torch.testing.assert_close(scale.normalise(x, first=-18), zeros, atol=1e-9, rtol=0)
+    torch.testing.assert_close(scale.to_data(zeros[:, 18:]), x[:, 18:])
+    torch.testing.assert_close(scale.to_data(zeros[:, 21:], first=3), x[:, 21:])
+    # the spread is that of all that the chunk does
+    spread = x[:, :18].std(1, unbiased=False, keepdim=True)
+    torch.testing.assert_close(scale.spread, spread)
+    growing = x + 0.7 * torch.arange(25, dtype=torch.float64).unsqueeze(-1)
+    found = season_of(growing[:, :18], observed, 4, num_cycles)
+    torch.testing.assert_close(found, season)
+
+
+def test_a_season_is_seen_through_gaps(monkeypatch):
+    """A cycle that lacks its high steps is not taken for a low one."""
+    season = torch.tensor([6.0, 1.0, -2.0, -5.0]).double().view(1, 4, 1)
+    x = 100 + season.repeat(1, 4, 1)
+    observed = torch.ones_like(x)
+    observed[:, [4, 5, 11]] = 0.0
+    given = x.masked_fill(observed == 0, 1e3), observed, 4, 4
+    assert (season_of(*given) - season).abs().max() < 0.3
+    monkeypatch.setattr(scaling, "SEASON_PASSES", 1)
+    assert (season_of(*given) - season).abs().max() > 0.6
+
+
+def test_of_what_is_nowhere_observed_there_is_no_season():
+    x = torch.randn(2, 12, 1).double()
+    observed = torch.ones_like(x)
+    observed[1] = 0.0
+    season = season_of(x, observed, 4, 3)
+    assert season[0].abs().max() > 0 and torch.equal(season[1], 0 * season[1])
 
 
 def test_instance_norm_changes_the_model(tiny):
@@ -195,7 +251,7 @@ def test_instance_norm_keeps_the_likelihood_of_the_data():
         rin.affine_bias.copy_(torch.tensor([-1.0, 1.0]))
     whole = Scale(x.new_zeros(2), x.new_ones(2))
     floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
-    scale = instance_scale(rin, x, torch.ones_like(x), whole, floor, LocalTrend(12))
+    scale = instance_scale(rin, x, torch.ones_like(x), whole, floor, LocalPattern(12))
     raw = torch.randn(4, 12, 2, 2, dtype=torch.float64)
     normalised, data = (
         likelihood._distr_from_params(likelihood._params_from_output(r))
