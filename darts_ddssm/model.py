@@ -287,7 +287,8 @@ class DDSSMModel(LatentMethods):
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series under
             little ``input_noise``, and at least one epoch. A long series whose past says
-            little of what follows, by simple forecasts, takes fewer updates. If
+            little of what follows, by simple forecasts, takes fewer updates, and so do
+            windows whose season is taken out (see ``use_reversible_instance_norm``). If
             ``pl_trainer_kwargs`` has ``max_steps``, ``None`` leaves the end of training to
             it; ``max_time`` may end it earlier.
         **kwargs
@@ -545,18 +546,24 @@ class DDSSMModel(LatentMethods):
         return num_windows, num_steps, len(series)
 
     def _automatic_n_epochs(
-        self, dataset: TorchTrainingDataset, noise: float, predictable: bool
+        self,
+        dataset: TorchTrainingDataset,
+        noise: float,
+        predictable: bool,
+        season_is_known: bool,
     ) -> int:
         """Number of epochs of a training whose length the user leaves open."""
         if self.trainer_params.get("max_steps", -1) >= 0:
             return NO_LIMIT
         sizes = self._sizes(dataset)
-        wanted = automatic_num_updates(*sizes, noise, predictable)
+        wanted = automatic_num_updates(*sizes, noise, predictable, season_is_known)
         number = automatic_n_epochs(wanted, len(dataset), self.batch_size)
         num_updates = number * math.ceil(len(dataset) / self.batch_size)
-        # what would be made if the past said more
-        more = automatic_num_updates(*sizes, noise, True)
-        reason = ", since the past says little of what follows" if wanted < more else ""
+        reason = ""
+        if wanted < automatic_num_updates(*sizes, noise, True, season_is_known):
+            reason = ", since the past says little of what follows"
+        elif season_is_known:
+            reason = ", since the season is taken out and needs no learning"
         say_once(
             f"`DDSSMModel` trains for {number} epochs, about {num_updates} "
             f"updates{reason}. Pass `n_epochs` to decide it yourself."
@@ -586,8 +593,9 @@ class DDSSMModel(LatentMethods):
             *_, local_pattern = scales
             augmentation = self._augmentation(train_dataset, local_pattern)
             if length_is_open:
-                predictable = is_predictable(errors)
-                epochs = self._automatic_n_epochs(train_dataset, noise, predictable)
+                has_season = bool(local_pattern and local_pattern.season_length)
+                how = noise, is_predictable(errors), has_season
+                epochs = self._automatic_n_epochs(train_dataset, *how)
         params = super()._setup_for_train(
             train_dataset, val_dataset, trainer, verbose, epochs, *args, **kwargs
         )

@@ -26,6 +26,10 @@ LITTLE_NOISE = 0.004
 # upside down in training. From more the model learns by itself what may follow.
 FEW_WINDOWS = 900
 
+# Where their season is taken out, the season needs no learning, and a training has this
+# share of the updates.
+SHARE_WITHOUT_SEASON = 0.5
+
 # Standard deviation of these trends, up to so many windows. From there on it is inverse to
 # their number.
 TREND_AUGMENTATION, FEWEST_WINDOWS = 1.0, 150
@@ -73,7 +77,12 @@ def even_patch_length(output_length: int, longest: int) -> int:
 
 
 def automatic_num_updates(
-    num_windows: int, num_steps: int, num_series: int, input_noise: float, predictable: bool
+    num_windows: int,
+    num_steps: int,
+    num_series: int,
+    input_noise: float,
+    predictable: bool,
+    season_is_known: bool,
 ) -> int:
     """Return the number of updates of a training, in hundreds.
 
@@ -87,12 +96,17 @@ def automatic_num_updates(
     predictable
         Whether the past says much of what follows. If not, the steps of a long series count
         less, the more there are.
+    season_is_known
+        Whether the season of each window is taken out.
     """
     num_examples: float = num_steps if input_noise <= LITTLE_NOISE else num_windows
     if not predictable:
         num_examples /= math.sqrt(max(num_examples / num_series / FEW_EXAMPLES, 1.0))
     updates = MIN_UPDATES * math.sqrt(num_examples / FEW_EXAMPLES)
-    return 100 * round(min(max(updates, MIN_UPDATES), MAX_UPDATES) / 100)
+    updates = min(max(updates, MIN_UPDATES), MAX_UPDATES)
+    if season_is_known:
+        updates *= SHARE_WITHOUT_SEASON
+    return 100 * round(updates / 100)
 
 
 def automatic_n_epochs(num_updates: int, num_windows: int, batch_size: int) -> int:

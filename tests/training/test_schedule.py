@@ -201,7 +201,7 @@ def test_training_that_is_extended_has_a_schedule_of_its_own(tiny):
 )
 def test_automatic_number_of_epochs_makes_as_many_updates(num_windows, batch_size):
     num_batches = math.ceil(num_windows / batch_size)
-    expected = automatic_num_updates(num_windows, 9999, 1, 0.1, True)
+    expected = automatic_num_updates(num_windows, 9999, 1, 0.1, True, False)
     updates = automatic_n_epochs(expected, num_windows, batch_size) * num_batches
     assert abs(updates - expected) <= num_batches / 2
 
@@ -209,7 +209,7 @@ def test_automatic_number_of_epochs_makes_as_many_updates(num_windows, batch_siz
 def test_more_windows_take_more_updates_and_a_higher_rate():
     """Between bounds."""
     sizes = (1, 100, 300, 1200, 10_000, 10**7)
-    numbers = [automatic_num_updates(n, 10**7, 1, 0.1, True) for n in sizes]
+    numbers = [automatic_num_updates(n, 10**7, 1, 0.1, True, False) for n in sizes]
     assert numbers == [400, 400, 400, 800, 2300, 3500]
     rates = [automatic_learning_rate(n) for n in (1, 100, 300, 1000, 10**7)]
     assert rates == sorted(rates)
@@ -218,24 +218,31 @@ def test_more_windows_take_more_updates_and_a_higher_rate():
 
 def test_many_short_series_take_more_updates_where_little_noise_suits_them():
     """A thousand series of a window each tell more than as many windows of one."""
-    assert automatic_num_updates(1024, 32 * 1024, 1024, 0.001, True) == 3500
-    assert automatic_num_updates(1024, 32 * 1024, 1024, 0.01, True) == 700
-    assert automatic_num_updates(1024, 1055, 1, 0.001, True) == 800
+    assert automatic_num_updates(1024, 32 * 1024, 1024, 0.001, True, False) == 3500
+    assert automatic_num_updates(1024, 32 * 1024, 1024, 0.01, True, False) == 700
+    assert automatic_num_updates(1024, 1055, 1, 0.001, True, False) == 800
 
 
 def test_a_long_series_whose_past_says_little_takes_fewer_updates():
     """But many short series take as many as ever."""
-    assert automatic_num_updates(4777, 4800, 1, 0.001, True) == 1600
-    assert automatic_num_updates(4777, 4800, 1, 0.001, False) == 800
+    assert automatic_num_updates(4777, 4800, 1, 0.001, True, False) == 1600
+    assert automatic_num_updates(4777, 4800, 1, 0.001, False, False) == 800
     for predictable in (False, True):
-        assert automatic_num_updates(250, 300, 1, 0.001, predictable) == 400
-        assert automatic_num_updates(1024, 32 * 1024, 1024, 0.001, predictable) == 3500
+        assert automatic_num_updates(250, 300, 1, 0.001, predictable, False) == 400
+        assert (
+            automatic_num_updates(1024, 32 * 1024, 1024, 0.001, predictable, False) == 3500
+        )
 
 
 @pytest.mark.parametrize("noise", (0.0, 0.7, 1.0, 1.4, 3.0))
 def test_noise_shortens_no_training(noise):
     """However much suits a short series: it would hardly be trained at all."""
-    assert automatic_num_updates(100, 100, 1, noise, True) == 400
+    assert automatic_num_updates(100, 100, 1, noise, True, False) == 400
+
+
+def test_a_season_that_is_taken_out_needs_no_learning():
+    sizes = (100, 120, 1, 0.1, True)
+    assert automatic_num_updates(*sizes, False) == 2 * automatic_num_updates(*sizes, True)
 
 
 def test_automatic_number_of_epochs_is_one_at_least():
@@ -287,7 +294,7 @@ def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
 def test_a_shorter_training_says_why(tiny, monkeypatch, caplog):
     short = "darts_ddssm.model.automatic_num_updates"
     # of 183 windows, in batches of 16
-    monkeypatch.setattr(short, lambda *sizes: 48 if sizes[-1] else 24)
+    monkeypatch.setattr(short, lambda *sizes: 48 if sizes[-2] else 24)
     say_once.cache_clear()
     noise = gaussian_timeseries(length=200).astype(np.float32)
     messages = {}
@@ -298,6 +305,18 @@ def test_a_shorter_training_says_why(tiny, monkeypatch, caplog):
     assert messages.keys() == {24, 48}
     assert "about 24 updates, since the past says little of what follows" in messages[24]
     assert "about 48 updates. Pass `n_epochs`" in messages[48]
+
+
+def test_it_says_that_a_season_needs_no_learning(tiny, monkeypatch, caplog):
+    short = "darts_ddssm.model.automatic_num_updates"
+    # of 103 windows, in batches of 16
+    monkeypatch.setattr(short, lambda *sizes: 14 if sizes[-1] else 28)
+    say_once.cache_clear()
+    level = np.random.default_rng(0).standard_normal(120).cumsum()
+    season = np.tile([5.0, -4.0, 1.0, 3.0, -2.0, -3.0], 20)
+    series = TimeSeries.from_values((0.3 * level + season).astype(np.float32))
+    assert tiny(n_epochs=None).fit(series).trainer.global_step == 14
+    assert "about 14 updates, since the season is taken out and needs no" in caplog.text
 
 
 def test_forecasts_are_trained_now_and_then_with_a_weight_to_match():
