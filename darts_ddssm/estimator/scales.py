@@ -251,22 +251,22 @@ def automatic_local_pattern(
     num_windows = sum(max(len(one) - length + 1, 0) for one in series)
     if num_windows > FEW_WINDOWS:
         return found
-    season = _best_season(chunks, input_length, gap)
+    season = _best_season(chunks, gap)
     if season is None:
         return found
     error_of_season = (_errors(chunks, gap, [season]) / unit).nanmean()
     return season if error_of_season < MAX_SHARE_WITH_SEASON * error else found
 
 
-def _best_season(chunks: Chunks, input_length: int, gap: int) -> LocalPattern | None:
+def _best_season(chunks: Chunks, gap: int) -> LocalPattern | None:
     """Return the level and the season that say most of what follows.
 
     Parameters
     ----------
     chunks
         Chunks of the training series.
-    input_length, gap
-        Steps of the input chunk, and between the chunks.
+    gap
+        Steps between input and output chunks.
 
     Returns
     -------
@@ -274,6 +274,7 @@ def _best_season(chunks: Chunks, input_length: int, gap: int) -> LocalPattern | 
         ``None`` where input chunks are too short: a season is seen twice at least, or
         nothing would be left of the chunk without it.
     """
+    input_length = chunks.past.shape[1]
     lengths = range(2, input_length // 2 + 1)
     if not lengths:
         return None
@@ -368,7 +369,7 @@ def prefers_instance_scale(
         Which last values of an input chunk tell its level and its season. Its trend is left
         in: a trend alone is no drift, a smooth season has one at each step.
     """
-    series = [_without_season(one, pattern.season_length) for one in series]
+    series = [_all_without_season(one, pattern.season_length) for one in series]
     level = LocalPattern(pattern.level_steps)
     floor = instance_floor(series, input_length, scale, level)
     length = input_length + gap + output_length
@@ -401,8 +402,8 @@ def prefers_instance_scale(
     return torch.cat([gain.flatten() for gain in gains]).nanmean().item() > MIN_GAIN
 
 
-def _without_season(series: TimeSeries, length: int) -> TimeSeries:
-    """Take out the season of a whole series, of so many steps, if it has any."""
+def _all_without_season(series: TimeSeries, length: int) -> TimeSeries:
+    """Take the season, of so many steps, out of a whole series, if it has any."""
     if length == 0 or len(series) < length:
         return series
     # (T, C, samples) -> (T, 1, C)
