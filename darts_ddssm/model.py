@@ -106,7 +106,7 @@ def _like(original: Callable[..., Any]) -> Callable[[Method], Method]:
 
 
 def _described(local_pattern: LocalPattern) -> str:
-    """Say which last values of an input chunk tell its level and its trend."""
+    """Say which last values of an input chunk tell its level, its trend and its season."""
 
     def last(number: int) -> str:
         return "last value" if number == 1 else f"last {number} values"
