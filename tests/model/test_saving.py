@@ -14,7 +14,7 @@ from darts.utils.likelihood_models.torch import LaplaceLikelihood
 from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.training.lightning_module import LOCAL_TREND
+from darts_ddssm.training.lightning_module import LOCAL_PATTERN
 from tests.helpers import (
     LARGE_STEP,
     TRAINER,
@@ -54,7 +54,7 @@ def test_loaded_model_is_fitted_on(tiny, tmp_path):
     loaded = DDSSMModel.load(path)
     loaded.fit(5 + noisy_sine(seed=1), epochs=1)
     before, after = state(model), state(loaded)
-    fixed = {"progress", "by_instance", "floor_spread", "floor_ratio", *LOCAL_TREND}
+    fixed = {"progress", "by_instance", "floor_spread", "floor_ratio", *LOCAL_PATTERN}
     for name in ("target", "past", "future", "static"):
         fixed |= {f"{name}_shift", f"{name}_spread"}
     fixed.add("ssm.encoder.share_kept")
