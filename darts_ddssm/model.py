@@ -243,8 +243,9 @@ class DDSSMModel(LatentMethods):
             window is normalised by its input chunk (see ``use_reversible_instance_norm``)
             and there are at most 150 of them, less where there are more, and none for more
             than 900 or where all of their own trend is taken out. Where the level of at
-            most 900 windows is their last value and there are no covariates, half of them
-            are also turned upside down: a walk may as well fall as rise. ``0`` for neither,
+            most 900 windows is their last value, without a season, and there are no
+            covariates, half of them are also turned upside down: a walk may as well fall
+            as rise. ``0`` for neither,
             as always with likelihoods that have no location and scale.
         patch_length
             Number of time steps that share one latent state. A long window then has few
@@ -631,7 +632,7 @@ class DDSSMModel(LatentMethods):
         """Take the scales of target and covariates from a training set.
 
         The last value is ``None`` where no window is normalised by its input chunk. Else it
-        says which last values of the chunk tell its level and its trend.
+        says which last values of the chunk tell its level, its trend and its season.
         """
         scales, series = training_scales(dataset), getattr(dataset, "series", [])
         own = self.model_params["use_reversible_instance_norm"]

@@ -284,7 +284,9 @@ def _best_season(chunks: Chunks, gap: int) -> LocalPattern | None:
         return (errors / errors.mean(0)).nanmean((1, 2)).nan_to_num(nan=torch.inf)
 
     candidates = [
-        LocalPattern(level_steps, 0, 0.0, length, input_length // length)
+        LocalPattern(
+            level_steps, season_length=length, season_cycles=input_length // length
+        )
         for length in lengths
         for level_steps in sorted({1, math.ceil(length / 4), length})
     ]
@@ -406,10 +408,12 @@ def _all_without_season(series: TimeSeries, length: int) -> TimeSeries:
     """Take the season, of so many steps, out of a whole series, if it has any."""
     if length == 0 or len(series) < length:
         return series
-    # (T, C, samples) -> (T, 1, C)
+    # (T, C, samples) -> (T, C)
     values = torch.from_numpy(series.all_values(copy=False).astype(np.float64).mean(-1))
+    # (T, C) -> (T, 1, C), which becomes (1, T, C)
     x, observed = flagged(values.unsqueeze(1))
-    pattern = LocalPattern(len(x), 0, 0.0, length, len(series) // length)
+    num_cycles = len(series) // length
+    pattern = LocalPattern(1, season_length=length, season_cycles=num_cycles)
     rest, _ = without_season(x, observed, pattern)
     whole, left = (local_moments(each, observed, LocalPattern(1)) for each in (x, rest))
     # what rounding leaves of a series that is a season alone
