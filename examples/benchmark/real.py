@@ -5,7 +5,7 @@ Everything is forecast from the same windows. Where a method cannot deal with mi
 values, they are interpolated for it; scores are of observed values alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,18 +151,38 @@ def exponential_smoothing(history: TimeSeries, horizon: int, season: int, seed: 
     return forecast.all_values()[:, 0].T
 
 
-def local_forecasts(
-    method: str, series: TimeSeries, ends: np.ndarray, real: RealSeries, seed: int
-) -> Iterator[np.ndarray]:
-    """Forecasts of a method that sees one series up to each end: (S, n) each."""
+def rolling_origins(start: int, end: int, horizon: int, most: int) -> np.ndarray:
+    """Steps before which forecasts begin, evenly spaced, that end by a step: (N,)."""
+    origins = np.arange(start, end - horizon + 1)
+    return origins[:: -(-len(origins) // most)]
+
+
+def following(series: TimeSeries, origins: np.ndarray, horizon: int) -> np.ndarray:
+    """What follows each origin: (N, n, C)."""
+    values = series.values()
+    return np.stack([values[origin : origin + horizon] for origin in origins])
+
+
+def local_samples(
+    method: str,
+    series: TimeSeries,
+    origins: np.ndarray,
+    horizon: int,
+    season: int,
+    seed: int,
+) -> np.ndarray:
+    """Samples of a method that sees one series up to each origin: (S, N, n, 1)."""
     rng = np.random.default_rng(seed)
-    for end in ends:
-        past = interpolated(series[:end])
+    paths = []
+    for origin in origins:
+        past = interpolated(series[:origin])
         if method == "Seasonal naive":
             values = past.values()[:, 0]
-            yield seasonal_naive(values, real.horizon, real.season, NUM_SAMPLES, rng)
+            paths.append(seasonal_naive(values, horizon, season, NUM_SAMPLES, rng))
         else:
-            yield exponential_smoothing(past, real.horizon, real.season, seed)
+            paths.append(exponential_smoothing(past, horizon, season, seed))
+    # N times (S, n)
+    return np.stack(paths, axis=1)[..., None]
 
 
 def run(cell: Cell, options: Options) -> dict[str, float]:
@@ -170,16 +190,15 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
     real = SERIES[cell.setting]
     series = real.read(options.data_dir)
     start = int(TRAIN_SHARE * len(series))
-    ends = np.arange(start, len(series) - real.horizon + 1)
-    ends = ends[:: -(-len(ends) // MAX_FORECASTS)]
-    values = series.values()[:, 0]
+    origins = rolling_origins(start, len(series), real.horizon, MAX_FORECASTS)
     # (N, n, 1)
-    actual = np.stack([values[end : end + real.horizon] for end in ends])[..., None]
+    actual = following(series, origins, real.horizon)
 
     clock = report.Stopwatch()
     if cell.method in TORCH_METHODS:
         takes_gaps = cell.method.startswith("DDSSM")
-        given = [s if takes_gaps else interpolated(s) for s in (series[:e] for e in ends)]
+        pasts = [series[:origin] for origin in origins]
+        given = [past if takes_gaps else interpolated(past) for past in pasts]
         fit_end = int(FIT_SHARE * start)
         # at least one window to validate on
         fit_end = min(fit_end, start - real.horizon)
@@ -208,8 +227,8 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
         samples = np.stack(paths).transpose(3, 0, 1, 2)
         cost = trained.cost
     else:
-        paths = local_forecasts(cell.method, series, ends, real, cell.seed)
-        samples = np.stack(list(paths), axis=1)[..., None]
+        how = real.horizon, real.season, cell.seed
+        samples = local_samples(cell.method, series, origins, *how)
         cost = {}
     return cost | {
         "predict_seconds": clock.seconds,
@@ -217,7 +236,7 @@ def run(cell: Cell, options: Options) -> dict[str, float]:
         "wql": scores.weighted_quantile_loss(actual, samples),
         "coverage_50": scores.coverage(actual, samples, 0.5),
         "coverage_90": scores.coverage(actual, samples, 0.9),
-        "mase": scores.mase(actual, samples, values[:start], real.season),
+        "mase": scores.mase(actual, samples, series.values()[:start, 0], real.season),
         "energy": scores.energy_score(actual, samples),
     }
 

@@ -56,7 +56,7 @@ PARTS = {
     "no forecast loss": Part({"overshooting_weight": 0.0}, {}),
     "no gap augmentation": Part({"gap_augmentation": 0.0}, {}),
     "no noise on the input": Part({"input_noise": 0.0}, {}),
-    "no random trends": Part({"trend_augmentation": 0.0}, {}),
+    "own windows alone": Part({"trend_augmentation": 0.0}, {}),
     "no averaging": Part(
         {},
         {"darts_ddssm.training.weight_averaging.averaging_rate": lambda count, decay: 1.0},
@@ -120,11 +120,9 @@ def forecasts(
     series, n = source.read(data_dir).astype(np.float32), source.horizon
     start, end = int(0.6 * len(series)), int(0.8 * len(series))
     model = fit(series[:start], (source.context, n), seed, arguments)
-    origins = np.arange(start, end - n + 1)
-    origins = origins[:: -(-len(origins) // NUM_FORECASTS)]
+    origins = real.rolling_origins(start, end, n, NUM_FORECASTS)
     samples = samples_of(model, [series[:origin] for origin in origins], n)
-    actual = np.stack([series.values()[origin : origin + n] for origin in origins])
-    return scores.crps(actual, samples)
+    return scores.crps(real.following(series, origins, n), samples)
 
 
 Score = Callable[[int, dict[str, Any], str | None], float]

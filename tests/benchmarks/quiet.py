@@ -5,7 +5,7 @@ import warnings
 
 
 def quiet() -> None:
-    """Silence warnings, and what darts and Lightning say on training."""
+    """Silence warnings, and what a training says."""
     warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning", "darts"):
+    for name in ("pytorch_lightning", "darts", "darts_ddssm"):
         logging.getLogger(name).setLevel(logging.ERROR)
