@@ -15,6 +15,7 @@ from torch.distributions import (
 from darts_ddssm.ssm.context import MarkovContext
 from darts_ddssm.ssm.diffusion import DenoiserNetwork
 from darts_ddssm.ssm.probability_flow import (
+    FEW_ROWS,
     FLOW_RANGE,
     exact_trace,
     hutchinson_trace,
@@ -141,6 +142,9 @@ def test_traces():
     value, trace = exact_trace(function, y)
     torch.testing.assert_close(value, function(y))
     torch.testing.assert_close(trace, truth)
+    # of many rows the derivatives are taken one after another
+    _, trace = exact_trace(function, y.repeat(FEW_ROWS, 1))
+    torch.testing.assert_close(trace, truth.repeat(FEW_ROWS))
     probes = torch.randint(2, (4000, 3, 5)) * 2.0 - 1.0
     estimates = torch.stack([hutchinson_trace(function, y, p.double())[1] for p in probes])
     error = (estimates.mean(0) - truth) / (estimates.std(0) / 4000**0.5)
