@@ -649,7 +649,9 @@ class DDSSMModel(LatentMethods):
         may_be_own = family_of(self.likelihood).location_scale and (own is None or own)
         if not may_be_own:
             return scales, floor_of(LocalPattern(self.input_chunk_length)), None
-        local_pattern = automatic_local_pattern(series, *self._chunk_lengths)
+        local_pattern = automatic_local_pattern(
+            series, *self._chunk_lengths, num_windows=len(dataset)
+        )
         by_instance = own is not None or prefers_instance_scale(
             series, *self._chunk_lengths, scales.target, local_pattern
         )

@@ -191,7 +191,11 @@ class Chunks(NamedTuple):
 
 
 def automatic_local_pattern(
-    series: Sequence[TimeSeries], input_length: int, gap: int, output_length: int
+    series: Sequence[TimeSeries],
+    input_length: int,
+    gap: int,
+    output_length: int,
+    num_windows: int | None = None,
 ) -> LocalPattern:
     """Return which last values of an input chunk say most of what follows.
 
@@ -208,6 +212,8 @@ def automatic_local_pattern(
         The training series; those that are too short are left out.
     input_length, gap, output_length
         Steps of the input chunk, between the chunks, and of the output chunk.
+    num_windows
+        Windows of the training set, if not all of the series are in it.
     """
     length = input_length + gap + output_length
     num_components = max((one.n_components for one in series), default=1)
@@ -248,8 +254,9 @@ def automatic_local_pattern(
         means = (_errors(chunks, gap, trends) / unit).nanmean((1, 2))
         if means.min() < MAX_SHARE_OF_ERROR * error:
             found, error = trends[int(means.argmin())], means.min()
-    num_windows = sum(max(len(one) - length + 1, 0) for one in series)
-    if num_windows > FEW_WINDOWS:
+    num_all = sum(max(len(one) - length + 1, 0) for one in series)
+    # in a training set windows of shorter series may be repeated
+    if min(num_all, num_windows or num_all) > FEW_WINDOWS:
         return found
     season = _best_season(chunks, gap)
     if season is None:

@@ -492,6 +492,14 @@ def test_what_does_not_repeat_has_no_season(series, input_length):
     assert automatic_local_pattern(series, input_length, 0, 6).season_length == 0
 
 
+def test_windows_of_a_long_series_may_be_few(tiny):
+    """Of which a training has its last ones alone."""
+    series = uneven_seasons(FEW_WINDOWS + 18)
+    model = tiny(n_epochs=1, use_reversible_instance_norm=True)
+    model.fit(series, max_samples_per_ts=10)
+    assert model.model.local_pattern.season_length == 6
+
+
 def test_a_season_does_not_hide_how_the_level_moves():
     """It is far wider than the drift."""
     season = np.tile([30.0, -30.0, 0.0, 15.0, 5.0, -20.0], 20)[:, None, None]
