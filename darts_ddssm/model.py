@@ -42,6 +42,7 @@ from darts_ddssm.estimator.automatic import (
 from darts_ddssm.estimator.cross_validation import (
     ForecastErrors,
     automatic_input_noise,
+    each_step_tells,
     forecast_errors,
     is_predictable,
 )
@@ -286,9 +287,9 @@ class DDSSMModel(LatentMethods):
             found in the training series.
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
-            to 3,500 where there are many training windows, or many short series under
-            little ``input_noise``, and at least one epoch. A long series whose past says
-            little of what follows, by simple forecasts, takes fewer updates, and so do
+            to 3,500 where there are many training windows, or many short series of which
+            each step tells something new, and at least one epoch. A long series whose past
+            says little of what follows, by simple forecasts, takes fewer updates, and so do
             windows whose season is taken out (see ``use_reversible_instance_norm``). If
             ``pl_trainer_kwargs`` has ``max_steps``, ``None`` leaves the end of training to
             it; ``max_time`` may end it earlier.
@@ -549,19 +550,19 @@ class DDSSMModel(LatentMethods):
     def _automatic_n_epochs(
         self,
         dataset: TorchTrainingDataset,
-        noise: float,
-        predictable: bool,
+        errors: ForecastErrors | None,
         season_is_known: bool,
     ) -> int:
         """Number of epochs of a training whose length the user leaves open."""
         if self.trainer_params.get("max_steps", -1) >= 0:
             return NO_LIMIT
         sizes = self._sizes(dataset)
-        wanted = automatic_num_updates(*sizes, noise, predictable, season_is_known)
+        counts, predictable = each_step_tells(errors), is_predictable(errors)
+        wanted = automatic_num_updates(*sizes, counts, predictable, season_is_known)
         number = automatic_n_epochs(wanted, len(dataset), self.batch_size)
         num_updates = number * math.ceil(len(dataset) / self.batch_size)
         reason = ""
-        if wanted < automatic_num_updates(*sizes, noise, True, season_is_known):
+        if wanted < automatic_num_updates(*sizes, True, True, season_is_known):
             reason = ", since the past says little of what follows"
         elif season_is_known:
             reason = ", since the season is taken out and needs no learning"
@@ -595,8 +596,7 @@ class DDSSMModel(LatentMethods):
             augmentation = self._augmentation(train_dataset, local_pattern)
             if length_is_open:
                 has_season = bool(local_pattern and local_pattern.season_length)
-                how = noise, is_predictable(errors), has_season
-                epochs = self._automatic_n_epochs(train_dataset, *how)
+                epochs = self._automatic_n_epochs(train_dataset, errors, has_season)
         params = super()._setup_for_train(
             train_dataset, val_dataset, trainer, verbose, epochs, *args, **kwargs
         )

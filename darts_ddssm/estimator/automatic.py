@@ -17,11 +17,6 @@ NUM_PATCHES, MIN_PATCH_LENGTH, MIN_PATCHED_STEPS = 24, 3, 36
 # the most. In between their number rises with the square root of the examples.
 MIN_UPDATES, FEW_EXAMPLES, MAX_UPDATES = 400, 300, 3500
 
-# The examples are the windows of the training set. Where no more noise on the input suits
-# it than this, they are its observed steps: many short series have few windows, each of
-# which tells something new.
-LITTLE_NOISE = 0.004
-
 # Up to so many windows, their season is taken out, and some have other trends or are turned
 # upside down in training. From more the model learns by itself what may follow.
 FEW_WINDOWS = 900
@@ -80,7 +75,7 @@ def automatic_num_updates(
     num_windows: int,
     num_steps: int,
     num_series: int,
-    input_noise: float,
+    steps_count: bool,
     predictable: bool,
     season_is_known: bool,
 ) -> int:
@@ -90,16 +85,17 @@ def automatic_num_updates(
     ----------
     num_windows, num_steps, num_series
         Windows, observed steps and series of the training set.
-    input_noise
-        Standard deviation of the noise on the input. Where much suits the series, there is
-        little to learn, and a long training learns the windows by heart.
+    steps_count
+        Whether the observed steps are the examples, not the windows. Many short series have
+        few windows, of which each step tells something new. Where it does not, a long
+        training learns the windows by heart.
     predictable
         Whether the past says much of what follows. If not, the steps of a long series count
         less, the more there are.
     season_is_known
         Whether the season of each window is taken out.
     """
-    num_examples: float = num_steps if input_noise <= LITTLE_NOISE else num_windows
+    num_examples: float = num_steps if steps_count else num_windows
     if not predictable:
         num_examples /= math.sqrt(max(num_examples / num_series / FEW_EXAMPLES, 1.0))
     updates = MIN_UPDATES * math.sqrt(num_examples / FEW_EXAMPLES)

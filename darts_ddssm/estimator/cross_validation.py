@@ -62,6 +62,10 @@ FEW_WINDOWS = 100
 # times what the best one is, at least.
 LEAST_GAIN = 1.25
 
+# A linear forecast needs no penalty where the lowest one costs no more than this, in the
+# logarithm of the error.
+MAX_LOSS_WITHOUT_PENALTY = 0.05
+
 # How many neighbours make a forecast, by how many of the last values they are near, and the
 # most rows that are compared.
 NUM_NEIGHBOURS, NUM_LAST, MAX_ROWS = 10, 3, 2000
@@ -189,6 +193,23 @@ def is_predictable(errors: ForecastErrors | None) -> bool:
         return True
     least = errors.linear.min().minimum(errors.neighbours)
     return bool(errors.linear[-1] - least >= math.log(LEAST_GAIN))
+
+
+def each_step_tells(errors: ForecastErrors | None) -> bool:
+    """Tell whether each step of the windows says something new.
+
+    So it does where the past says much of what follows, and where a linear forecast is as
+    good without a penalty. Else a few windows of noise are soon known by heart.
+
+    Parameters
+    ----------
+    errors
+        Result of :func:`forecast_errors`.
+    """
+    if errors is None or is_predictable(errors):
+        return True
+    loss = errors.linear[0] - errors.linear.min()
+    return bool(loss <= MAX_LOSS_WITHOUT_PENALTY)
 
 
 def _filled(series: TimeSeries) -> TimeSeries:

@@ -7,6 +7,7 @@ from darts import TimeSeries
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
+from darts_ddssm.datasets import bimodal_random_walk
 from darts_ddssm.estimator.automatic import say_once
 from darts_ddssm.estimator.cross_validation import (
     DEFAULT_LEVEL,
@@ -17,6 +18,7 @@ from darts_ddssm.estimator.cross_validation import (
     _neighbours_error,
     _ridge_errors,
     automatic_input_noise,
+    each_step_tells,
     forecast_errors,
     is_predictable,
 )
@@ -119,6 +121,22 @@ def test_whose_past_says_what_follows(by_instance):
         )
     ]
     assert found == [True, True, True, False, True]
+
+
+def test_of_what_each_step_tells():
+    """Of what the past says, and of so many windows of noise that none is learned."""
+    found = [
+        each_step_tells(errors_of(series))
+        for series in (noisy_sine(400), white_noise(36), white_noise(), white_noise(4000))
+    ]
+    assert found == [True, True, False, True]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_step_of_short_walks_tells(seed):
+    """Whichever walks they are, though some suit more noise than others."""
+    walks = bimodal_random_walk(300, 37, random_state=seed).series
+    assert each_step_tells(errors_of(*walks))
 
 
 def test_units_do_not_matter():

@@ -201,7 +201,7 @@ def test_training_that_is_extended_has_a_schedule_of_its_own(tiny):
 )
 def test_automatic_number_of_epochs_makes_as_many_updates(num_windows, batch_size):
     num_batches = math.ceil(num_windows / batch_size)
-    expected = automatic_num_updates(num_windows, 9999, 1, 0.1, True, False)
+    expected = automatic_num_updates(num_windows, 9999, 1, False, True, False)
     updates = automatic_n_epochs(expected, num_windows, batch_size) * num_batches
     assert abs(updates - expected) <= num_batches / 2
 
@@ -209,39 +209,33 @@ def test_automatic_number_of_epochs_makes_as_many_updates(num_windows, batch_siz
 def test_more_windows_take_more_updates_and_a_higher_rate():
     """Between bounds."""
     sizes = (1, 100, 300, 1200, 10_000, 10**7)
-    numbers = [automatic_num_updates(n, 10**7, 1, 0.1, True, False) for n in sizes]
+    numbers = [automatic_num_updates(n, 10**7, 1, False, True, False) for n in sizes]
     assert numbers == [400, 400, 400, 800, 2300, 3500]
     rates = [automatic_learning_rate(n) for n in (1, 100, 300, 1000, 10**7)]
     assert rates == sorted(rates)
     assert (rates[0], rates[-1]) == (MIN_LEARNING_RATE, MAX_LEARNING_RATE)
 
 
-def test_many_short_series_take_more_updates_where_little_noise_suits_them():
+def test_many_short_series_take_more_updates_of_which_each_step_tells():
     """A thousand series of a window each tell more than as many windows of one."""
-    assert automatic_num_updates(1024, 32 * 1024, 1024, 0.001, True, False) == 3500
-    assert automatic_num_updates(1024, 32 * 1024, 1024, 0.01, True, False) == 700
-    assert automatic_num_updates(1024, 1055, 1, 0.001, True, False) == 800
+    assert automatic_num_updates(1024, 32 * 1024, 1024, True, True, False) == 3500
+    assert automatic_num_updates(1024, 32 * 1024, 1024, False, True, False) == 700
+    assert automatic_num_updates(1024, 1055, 1, True, True, False) == 800
 
 
 def test_a_long_series_whose_past_says_little_takes_fewer_updates():
     """But many short series take as many as ever."""
-    assert automatic_num_updates(4777, 4800, 1, 0.001, True, False) == 1600
-    assert automatic_num_updates(4777, 4800, 1, 0.001, False, False) == 800
+    assert automatic_num_updates(4777, 4800, 1, True, True, False) == 1600
+    assert automatic_num_updates(4777, 4800, 1, True, False, False) == 800
     for predictable in (False, True):
-        assert automatic_num_updates(250, 300, 1, 0.001, predictable, False) == 400
+        assert automatic_num_updates(250, 300, 1, True, predictable, False) == 400
         assert (
-            automatic_num_updates(1024, 32 * 1024, 1024, 0.001, predictable, False) == 3500
+            automatic_num_updates(1024, 32 * 1024, 1024, True, predictable, False) == 3500
         )
 
 
-@pytest.mark.parametrize("noise", (0.0, 0.7, 1.0, 1.4, 3.0))
-def test_noise_shortens_no_training(noise):
-    """However much suits a short series: it would hardly be trained at all."""
-    assert automatic_num_updates(100, 100, 1, noise, True, False) == 400
-
-
 def test_a_season_that_is_taken_out_needs_no_learning():
-    sizes = (100, 120, 1, 0.1, True)
+    sizes = (100, 120, 1, True, True)
     assert automatic_num_updates(*sizes, False) == 2 * automatic_num_updates(*sizes, True)
 
 
