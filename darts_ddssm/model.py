@@ -246,8 +246,8 @@ class DDSSMModel(LatentMethods):
             than 900 or where all of their own trend is taken out. Where the level of at
             most 900 windows is their last value, without a season, and there are no
             covariates, half of them are also turned upside down: a walk may as well fall
-            as rise. ``0`` for neither,
-            as always with likelihoods that have no location and scale.
+            as rise. ``0`` for neither, as always with likelihoods that have no location and
+            scale.
         patch_length
             Number of time steps that share one latent state. A long window then has few
             states, which makes training and forecasts faster and reaches further into the

@@ -234,6 +234,13 @@ def test_a_long_series_whose_past_says_little_takes_fewer_updates():
         )
 
 
+@pytest.mark.parametrize("steps_count", (False, True))
+@pytest.mark.parametrize("predictable", (False, True))
+def test_a_short_series_has_400_updates(steps_count, predictable):
+    """However little it tells: with fewer it would hardly be trained at all."""
+    assert automatic_num_updates(100, 100, 1, steps_count, predictable, False) == 400
+
+
 def test_a_season_that_is_taken_out_needs_no_learning():
     sizes = (100, 120, 1, True, True)
     assert automatic_num_updates(*sizes, False) == 2 * automatic_num_updates(*sizes, True)
