@@ -12,7 +12,7 @@ from darts.utils.timeseries_generation import gaussian_timeseries, sine_timeseri
 from torch import Tensor, nn
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.series.scaling import Scale, TrainingScales
+from darts_ddssm.series.scaling import CovariateScale, Scale, TrainingScales
 
 TRANSITIONS = ("diffusion", "gaussian")
 ORDERS = (1, 2, None)
@@ -85,7 +85,7 @@ TRAINER = {
     "logger": False,
 }
 # For windows whose values are wanted as they are.
-UNIT_SCALES = TrainingScales(*[Scale.unit()] * 4)
+UNIT_SCALES = TrainingScales(Scale.unit(), *[CovariateScale.unit()] * 3)
 
 # Steps of a training window of :func:`tiny_model`.
 INPUT, WINDOW = 12, 18

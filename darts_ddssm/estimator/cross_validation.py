@@ -12,6 +12,9 @@ The errors tell more. Nearest neighbours forecast dynamics that are not linear. 
 neither they nor the best penalty are far ahead of the highest one, there is little in the
 past that a long training could find, and much to be learned by heart.
 
+Covariates have a penalty of their own, and so a noise of their own. But where their effect
+is far from linear, which steps of like covariates show, noise would hide it.
+
 Letters as in :mod:`darts_ddssm.ssm`.
 
 References
@@ -21,7 +24,8 @@ References
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +34,18 @@ import torch
 from darts import TimeSeries
 from torch import Tensor
 
+from darts_ddssm.estimator.covariates import (
+    MAX_ROWS,
+    TrainingCovariates,
+    share_apart,
+)
 from darts_ddssm.estimator.windows import flagged, windows_of
-from darts_ddssm.series.scaling import InstanceFloor, LocalPattern, Scale, local_moments
+from darts_ddssm.series.scaling import (
+    InstanceFloor,
+    LocalPattern,
+    Scale,
+    local_moments,
+)
 
 # Standard deviations to choose from, in units of normalised values.
 NOISE_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.0)
@@ -66,9 +80,17 @@ LEAST_GAIN = 1.25
 # logarithm of the error.
 MAX_LOSS_WITHOUT_PENALTY = 0.05
 
-# How many neighbours make a forecast, by how many of the last values they are near, and the
-# most rows that are compared.
-NUM_NEIGHBOURS, NUM_LAST, MAX_ROWS = 10, 3, 2000
+# How many neighbours make a forecast, and by how many of the last values they are near.
+NUM_NEIGHBOURS, NUM_LAST = 10, 3
+
+# Covariates have the highest level whose error is within this share of the least one: by
+# them a network tells windows apart more easily than a linear forecast does. But it is no
+# higher than the second number, since effects need not be linear.
+COVARIATE_TOLERANCE, MAX_COVARIATE_LEVEL = 0.05, 0.3
+
+# Covariates tell windows apart where the nearest other window is this share of the typical
+# distance away, at least. A calendar comes round.
+LEAST_APART = 0.25
 
 
 class ForecastErrors(NamedTuple):
@@ -83,10 +105,46 @@ class ForecastErrors(NamedTuple):
         Of a ridge regression under the penalty of each of ``NOISE_LEVELS``.
     neighbours
         Of the mean of what followed the nearest neighbours, a scalar.
+    with_covariates
+        Of a ridge regression on the covariates of the window too, under the best penalty
+        of the past and that of each of ``NOISE_LEVELS`` of the covariates. ``None`` where
+        there are none.
+    covariate_neighbours
+        Of the mean of the steps whose future covariates are nearest, a scalar. ``None``
+        where there are none.
+    apart
+        How far away the nearest other window is by its covariates, as a share of the
+        typical distance. ``None`` where there are none.
     """
 
     linear: Tensor
     neighbours: Tensor
+    with_covariates: Tensor | None = None
+    covariate_neighbours: Tensor | None = None
+    apart: float | None = None
+
+
+class _Rows(NamedTuple):
+    """Windows of all series, component by component, N in all.
+
+    Attributes
+    ----------
+    x, y
+        Input and output chunks, (N, I) and (N, n).
+    covariates
+        Past and future covariates of the windows, (N, ...).
+    ahead
+        Future covariates of each step of the output chunk, (N, n, F).
+    """
+
+    x: Tensor
+    y: Tensor
+    covariates: Tensor
+    ahead: Tensor
+
+    def at(self, chosen: Tensor) -> "_Rows":
+        """Return some of the windows."""
+        return _Rows(*(part[chosen] for part in self))
 
 
 def forecast_errors(
@@ -97,6 +155,7 @@ def forecast_errors(
     scale: Scale,
     floor: InstanceFloor,
     local_pattern: LocalPattern | None,
+    covariates: TrainingCovariates | None = None,
 ) -> ForecastErrors | None:
     """Return the errors of forecasts of the training series by cross-validation.
 
@@ -117,6 +176,8 @@ def forecast_errors(
     local_pattern
         Which last values of an input chunk tell its level and its trend, if each window is
         normalised by its own.
+    covariates
+        Covariates of the series, if there are any.
 
     Returns
     -------
@@ -124,9 +185,11 @@ def forecast_errors(
         The errors. ``None`` where there are too few windows.
     """
     length = input_length + gap + output_length
-    inputs, outputs, trains, helds = [], [], [], []
+    found: list[tuple[Tensor, ...]] = []
+    trains, helds = [], []
+    kept = [i for i, one in enumerate(series) if len(one) >= length]
     parts = windows_of([_filled(one) for one in series], length, 0.0, MAX_WINDOWS)
-    for i, windows in enumerate(parts):
+    for i, windows in zip(kept, parts, strict=True):
         past, ahead = windows.x[:input_length], windows.x[-output_length:]
         if local_pattern is not None:
             local = local_moments(*flagged(past), local_pattern)
@@ -137,26 +200,49 @@ def forecast_errors(
             scale.normalise(x.transpose(0, 1), first).mT
             for x, first in ((past, -input_length), (ahead, gap))
         ]
-        train, held = _folds(windows.starts, output_length, i)
-        inputs.append(normalised[0][..., -MAX_INPUTS:])
-        outputs.append(normalised[1])
+        inputs = ahead_inputs = windows.x.new_zeros(len(windows.starts), 0)
+        if covariates is not None:
+            inputs = covariates.inputs(i, windows.starts)
+            ahead_inputs = covariates.ahead(i, windows.starts)
+        # (N, ...) -> (N, C, ...), the same for each component
+        of_covariates = [
+            part.unsqueeze(1).expand(-1, past.shape[2], *part.shape[1:])
+            for part in (inputs, ahead_inputs)
+        ]
+        train, held = _folds(windows.starts, output_length, len(found))
+        found.append((normalised[0][..., -MAX_INPUTS:], normalised[1], *of_covariates))
         trains.append(train)
         helds.append(held)
-    if not inputs:
+    if not found:
         return None
-    x, y = torch.cat(inputs), torch.cat(outputs)
-    linear, neighbours = [], []
-    for train, held in zip(torch.cat(trains, 1), torch.cat(helds, 1), strict=True):
-        if train.any() and held.any():
-            rows = x[train], y[train], x[held], y[held]
-            # (N, C, T) -> (N * C, T)
-            flat = [each.flatten(0, 1) for each in rows]
-            linear.append(_ridge_errors(*flat))
-            neighbours.append(_neighbours_error(*flat))
-    if not linear:
+    rows = _Rows(*(torch.cat(each) for each in zip(*found, strict=True)))
+    folds = [
+        # (N, C, ...) -> (N * C, ...)
+        tuple(_Rows(*(x.flatten(0, 1) for x in rows.at(chosen))) for chosen in pair)
+        for pair in zip(torch.cat(trains, 1), torch.cat(helds, 1), strict=True)
+        if all(chosen.any() for chosen in pair)
+    ]
+    if not folds:
         return None
-    errors = ForecastErrors(torch.stack(linear).mean(0), torch.stack(neighbours).mean())
-    return errors if errors.linear.isfinite().all() else None
+
+    def mean_of(error: Callable[[_Rows, _Rows], Tensor]) -> Tensor:
+        return torch.stack([error(train, held) for train, held in folds]).mean(0)
+
+    errors = ForecastErrors(
+        mean_of(lambda train, held: _ridge_errors(train.x, train.y, held.x, held.y)),
+        mean_of(_neighbours_error),
+    )
+    if not errors.linear.isfinite().all():
+        return None
+    if covariates is not None:
+        best = NOISE_LEVELS[int(errors.linear.argmin())]
+        errors = errors._replace(
+            with_covariates=mean_of(partial(_covariate_ridge_errors, level=best)),
+            apart=share_apart(covariates),
+        )
+    if rows.ahead.shape[-1] > 0:
+        errors = errors._replace(covariate_neighbours=mean_of(_covariate_neighbours_error))
+    return errors
 
 
 def automatic_input_noise(errors: ForecastErrors | None, num_windows: int) -> float:
@@ -179,6 +265,35 @@ def automatic_input_noise(errors: ForecastErrors | None, num_windows: int) -> fl
         return share * DEFAULT_LEVEL
     best = int((errors.linear <= errors.linear.min() + TOLERANCE).nonzero().min())
     return share * NOISE_LEVELS[best]
+
+
+def automatic_covariate_noise(errors: ForecastErrors | None) -> float:
+    """Return the noise on covariates whose ridge penalty suits the training series.
+
+    There is none where covariates come round, so that no window is known by them. Where
+    steps are alike whose covariates are, and a linear forecast does not see it, it is the
+    lowest.
+
+    Parameters
+    ----------
+    errors
+        Result of :func:`forecast_errors`.
+
+    Returns
+    -------
+    float
+        Standard deviation of the noise, in units of normalised values. 0 where there are
+        no covariates.
+    """
+    if errors is None or errors.with_covariates is None or errors.apart is None:
+        return 0.0
+    if errors.apart < LEAST_APART:
+        return 0.0
+    least, neighbours = errors.with_covariates.min(), errors.covariate_neighbours
+    if neighbours is not None and neighbours < least:
+        return NOISE_LEVELS[0]
+    is_good = errors.with_covariates <= least + COVARIATE_TOLERANCE
+    return min(NOISE_LEVELS[int(is_good.nonzero().max())], MAX_COVARIATE_LEVEL)
 
 
 def is_predictable(errors: ForecastErrors | None) -> bool:
@@ -282,8 +397,48 @@ def _ridge_errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tenso
     return torch.stack(errors)
 
 
-def _neighbours_error(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tensor:
-    """Error of the mean of what followed those inputs whose last values are nearest.
+def _covariate_ridge_errors(train: _Rows, held: _Rows, level: float) -> Tensor:
+    """Error of a ridge regression on covariates too, under the penalty of each level.
+
+    Parameters
+    ----------
+    train, held
+        Windows that are trained on, and held out.
+    level
+        Level of the noise on the past.
+    """
+    errors = []
+    for own in NOISE_LEVELS:
+        # in this unit both have one penalty
+        x, x_held = (
+            torch.cat([rows.x, rows.covariates * (level / own)], dim=1)
+            for rows in (train, held)
+        )
+        centre_x, centre_y = x.mean(0), train.y.mean(0)
+        x, y = x - centre_x, train.y - centre_y
+        products = x.T @ x + len(x) * level**2 * torch.eye(x.shape[1], dtype=x.dtype)
+        weights = torch.linalg.solve(products, x.T @ y)
+        forecast = (x_held - centre_x) @ weights + centre_y
+        errors.append((forecast - held.y).abs().mean(0).log().mean())
+    return torch.stack(errors)
+
+
+def _neighbours_error(train: _Rows, held: _Rows) -> Tensor:
+    """Error of the mean of what followed those inputs whose last values are nearest."""
+    return _error_by_nearest(train.x[:, -NUM_LAST:], train.y, held.x[:, -NUM_LAST:], held.y)
+
+
+def _covariate_neighbours_error(train: _Rows, held: _Rows) -> Tensor:
+    """Error of the mean of those steps whose future covariates are nearest."""
+    parts = []
+    for rows in (train, held):
+        # (N, n, F) -> (N * n, F) and (N, n) -> (N * n, 1)
+        parts += [rows.ahead.flatten(0, 1), rows.y.flatten().unsqueeze(-1)]
+    return _error_by_nearest(*parts)
+
+
+def _error_by_nearest(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tensor:
+    """Error of the mean of what belongs to the nearest inputs.
 
     Parameters
     ----------
@@ -293,7 +448,7 @@ def _neighbours_error(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> T
     x, y, x_held, y_held = (
         part[:: math.ceil(len(part) / MAX_ROWS)] for part in (x, y, x_held, y_held)
     )
-    distances = torch.cdist(x_held[:, -NUM_LAST:], x[:, -NUM_LAST:])
+    distances = torch.cdist(x_held, x)
     nearest = distances.topk(min(NUM_NEIGHBOURS, len(x)), largest=False).indices
     # (N', neighbours, n) -> (N', n)
     forecast = y[nearest].mean(1)

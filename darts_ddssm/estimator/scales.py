@@ -20,10 +20,12 @@ from darts_ddssm.estimator.windows import (
     NUM_WINDOWS,
     flagged,
     moments,
+    on_index,
     windows_of,
 )
 from darts_ddssm.series.scaling import (
     ROUNDING_ERRORS,
+    CovariateScale,
     InstanceFloor,
     LocalPattern,
     Scale,
@@ -64,59 +66,183 @@ MAX_COMPARED, LEAST_COMPARED = 100_000_000, 100
 # covariate of zeros and ones is a value of a few, not of hundreds.
 MIN_SHARE_OF_RANGE = 1 / 8
 
+# The range of a covariate is that of the training set and so much of it more on both sides.
+MARGIN_OF_RANGE = 0.1
+
+# A covariate leaves its range where more than this share of the later values lie outside.
+MAX_SHARE_OUTSIDE = 0.05
+
 # Of the input chunks of a series that are not constant, the share that is narrower than
 # what its chunks are divided by at least.
 FLOOR_QUANTILE = 0.05
 
 
-def training_scales(dataset: TorchTrainingDataset) -> TrainingScales:
+def training_scales(dataset: TorchTrainingDataset, input_length: int) -> TrainingScales:
     """Scales of target and covariates, by the observed values of a training set.
 
     Parameters
     ----------
     dataset
         A darts training dataset; at most 1,000 of its windows are looked at.
+    input_length
+        Steps of an input chunk.
     """
-    slots: dict[str, list[np.ndarray]] = {name: [] for name in TrainingScales._fields}
+    targets: list[np.ndarray] = []
+    # input chunks and whole windows of the covariates of each kind
+    covariates: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {
+        "past": [],
+        "future": [],
+        "static": [],
+    }
     for i in np.unique(np.linspace(0, len(dataset) - 1, NUM_WINDOWS).astype(int)):
         sample = dataset[i]
-        static = sample.static_covariates
-        for name, parts in {
-            "target": (sample.past_target, sample.future_target),
-            "past": (sample.past_covariates,),
-            "future": (sample.historic_future_covariates, sample.future_covariates),
+        targets += [sample.past_target, sample.future_target]
+        if sample.past_covariates is not None:
+            covariates["past"].append((sample.past_covariates,) * 2)
+        if sample.future_covariates is not None:
+            chunk = sample.historic_future_covariates
+            whole = np.concatenate([chunk, sample.future_covariates])
+            covariates["future"].append((chunk, whole))
+        if sample.static_covariates is not None:
             # (C or 1, F) -> (1, C * F)
-            "static": (None if static is None else static.reshape(1, -1),),
-        }.items():
-            slots[name] += [part for part in parts if part is not None]
+            covariates["static"].append((sample.static_covariates.reshape(1, -1),) * 2)
     return TrainingScales(
+        _scale(np.concatenate(targets)),
         **{
-            name: _scale(np.concatenate(rows), name != "target") if rows else Scale.unit()
-            for name, rows in slots.items()
-        }
+            kind: _covariate_scale(windows, _ranges(dataset, kind), input_length)
+            if windows
+            else CovariateScale.unit()
+            for kind, windows in covariates.items()
+        },
     )
 
 
-def _scale(values: np.ndarray, is_covariate: bool) -> Scale:
-    """Mean and standard deviation of each column of values (N, F)."""
+def _scale(values: np.ndarray) -> Scale:
+    """Mean and standard deviation of each column of values (N, C)."""
+    mean, std, magnitude = _magnitudes(values)
     # what a constant has, so that it is forecast as itself
-    least_share = ROUNDING_ERRORS * np.finfo(values.dtype).eps
+    return Scale(mean, std.maximum(_rounding_error(values) * magnitude))
+
+
+def _rounding_error(values: np.ndarray) -> float:
+    """What varies by less, in terms of its magnitude, is a constant."""
+    return ROUNDING_ERRORS * float(np.finfo(values.dtype).eps)
+
+
+def _magnitudes(values: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and magnitude of each column of values (N, F)."""
     # squares of float32 may overflow
     x = torch.from_numpy(values.astype(np.float64))
     mean, std, count = moments(x)
     # where nothing is observed they are NaN
-    shift, spread = (torch.where(count > 0, part, 0.0) for part in (mean, std))
+    mean, std = (torch.where(count > 0, part, 0.0) for part in (mean, std))
     magnitude = x.abs().nan_to_num().amax(0)
     # a component of zeros alone has no magnitude either
-    magnitude = torch.where(magnitude > 0, magnitude, 1.0)
-    if is_covariate:
-        highest = x.nan_to_num(nan=-torch.inf).amax(0)
-        lowest = x.nan_to_num(nan=torch.inf).amin(0)
-        spread = spread.maximum(MIN_SHARE_OF_RANGE * (highest - lowest))
-        # one that was constant may be another one later
-        constant = spread <= least_share * magnitude
-        return Scale(shift, torch.where(constant, magnitude, spread))
-    return Scale(shift, spread.maximum(least_share * magnitude))
+    return mean, std, torch.where(magnitude > 0, magnitude, 1.0)
+
+
+class _Ranges(NamedTuple):
+    """Least and greatest values of covariates in the training series, (F,) each.
+
+    The first two thirds of the steps of each series say what its range was.
+    """
+
+    lowest: Tensor
+    highest: Tensor
+    leaves: Tensor
+
+
+def _ranges(dataset: TorchTrainingDataset, kind: str) -> _Ranges | None:
+    """Find the ranges of covariates, and which ones leave theirs as time goes on.
+
+    All series are looked at, not some windows: a rare event must not be missed.
+
+    Parameters
+    ----------
+    dataset
+        A darts training dataset.
+    kind
+        The kind of the covariates.
+
+    Returns
+    -------
+    _Ranges
+        ``None`` where the dataset has no series.
+    """
+    series = getattr(dataset, "series", None)
+    if not series:
+        return None
+    if kind == "static":
+        # (C or 1, F) -> (1, C * F)
+        parts = [one.static_covariates_values(copy=False).reshape(1, -1) for one in series]
+    else:
+        covariates = getattr(dataset, f"{kind}_covariates")
+        parts = [
+            on_index(one, other.time_index)
+            for one, other in zip(covariates, series, strict=True)
+        ]
+    before, after = [], []
+    for values in parts:
+        first, last = np.split(values.astype(np.float64), [math.ceil(2 * len(values) / 3)])
+        before.append(first)
+        after.append(last)
+    # (T, F) of all series
+    early, late = (torch.from_numpy(np.concatenate(each)) for each in (before, after))
+    lowest = early.nan_to_num(nan=torch.inf).amin(0)
+    highest = early.nan_to_num(nan=-torch.inf).amax(0)
+    outside = (late < lowest) | (late > highest)
+    leaves = outside.sum(0) > MAX_SHARE_OUTSIDE * (~late.isnan()).sum(0)
+    if len(late) > 0:
+        lowest = lowest.minimum(late.nan_to_num(nan=torch.inf).amin(0))
+        highest = highest.maximum(late.nan_to_num(nan=-torch.inf).amax(0))
+    return _Ranges(lowest, highest, leaves)
+
+
+def _covariate_scale(
+    windows: list[tuple[np.ndarray, np.ndarray]],
+    ranges: _Ranges | None,
+    input_length: int,
+) -> CovariateScale:
+    """Scale of covariates, by the observed values of some windows.
+
+    Parameters
+    ----------
+    windows
+        Input chunk and whole window, (I, F) and (T, F) each.
+    ranges
+        Their ranges in all training series. ``None`` where only the windows are known.
+    input_length
+        Steps I of an input chunk.
+    """
+    values = np.concatenate([whole for _, whole in windows])
+    least_share = _rounding_error(values)
+    shift, spread, magnitude = _magnitudes(values)
+    x = torch.from_numpy(values.astype(np.float64))
+    lowest = x.nan_to_num(nan=torch.inf).amin(0)
+    highest = x.nan_to_num(nan=-torch.inf).amax(0)
+    is_local = torch.zeros_like(shift, dtype=torch.bool)
+    if ranges is not None:
+        lowest, highest = ranges.lowest, ranges.highest
+        is_local = ranges.leaves
+    lowest, highest = lowest - shift, highest - shift
+    if is_local.any():
+        chunks, wholes = (
+            [torch.from_numpy(part.astype(np.float64)) for part in parts]
+            for parts in zip(*windows, strict=True)
+        )
+        x = torch.cat([w - c.nanmean(0) for c, w in zip(chunks, wholes, strict=True)])
+        spread = torch.where(is_local, x.square().nanmean(0).sqrt().nan_to_num(), spread)
+        lowest = torch.where(is_local, x.nan_to_num(nan=torch.inf).amin(0), lowest)
+        highest = torch.where(is_local, x.nan_to_num(nan=-torch.inf).amax(0), highest)
+    # of nothing there is no range
+    lowest, highest = (torch.where(x.isfinite(), x, 0.0) for x in (lowest, highest))
+    spread = spread.maximum(MIN_SHARE_OF_RANGE * (highest - lowest))
+    # of one that was constant nothing is known but that
+    constant = spread <= least_share * magnitude
+    spread = torch.where(constant, magnitude, spread)
+    margin = MARGIN_OF_RANGE * (highest - lowest)
+    low, high = (lowest - margin) / spread, (highest + margin) / spread
+    return CovariateScale(shift, spread, low, high, is_local, input_length)
 
 
 def instance_floor(

@@ -30,6 +30,7 @@ from darts_ddssm.estimator.data_checks import (
     check_series,
     window_length,
 )
+from darts_ddssm.estimator.windows import on_index
 from darts_ddssm.validation import check
 
 Series: TypeAlias = TimeSeries | Sequence[TimeSeries]
@@ -38,12 +39,6 @@ Sample: TypeAlias = TorchInferenceSample
 # The parts of a sample that have time steps, and all of its parts.
 STEPS = ("past_target", "past_covariates", "historic_future_covariates")
 SLOTS = (*STEPS, "static_covariates")
-
-
-def _on_index(covariates: TimeSeries, index: pd.Index) -> np.ndarray:
-    """Values at the times of an index, NaN where there are none: (T, F)."""
-    frame = pd.DataFrame(covariates.values(copy=False), index=covariates.time_index)
-    return frame.reindex(index).to_numpy()
 
 
 def prolonged(series: TimeSeries, num_steps: int) -> TimeSeries:
@@ -218,7 +213,7 @@ def sample_of(
             f"`{name}` must cover `series` from {needed[0]} to {needed[-1]} in "
             f"`{method}()`, got {covariates.start_time()} to {covariates.end_time()}.",
         )
-        parts[slot] = _on_index(covariates, index)
+        parts[slot] = on_index(covariates, index)
         if slot in optional and given[name] is None:
             # encodings alone, which darts puts after the user's covariates
             width = getattr(model.train_sample, slot).shape[1] - parts[slot].shape[1]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from darts import TimeSeries
 from torch import Tensor
@@ -64,6 +65,12 @@ def windows_of(
         starts = np.unique(np.linspace(first, last, num_windows).astype(int))
         x = torch.stack([path[start : start + length] for start in starts], 1)
         yield Windows(path[: first + length - 1], x, torch.from_numpy(starts))
+
+
+def on_index(covariates: TimeSeries, index: pd.Index) -> np.ndarray:
+    """Values at the times of an index, NaN where there are none: (T, F)."""
+    frame = pd.DataFrame(covariates.all_values(copy=False).mean(-1), covariates.time_index)
+    return frame.reindex(index).to_numpy(copy=True)
 
 
 def num_observed_steps(series: Sequence[TimeSeries]) -> int:

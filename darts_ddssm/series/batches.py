@@ -43,14 +43,24 @@ def _unknown(like: Tensor, num_steps: int) -> Tensor:
     return like.new_full((like.shape[0], num_steps, like.shape[2]), torch.nan)
 
 
+def _with_noise(x: Tensor, std: float) -> Tensor:
+    """Add noise of a standard deviation to normalised covariates."""
+    return x if std == 0 else x + std * torch.randn_like(x)
+
+
 def _inputs(
-    batch: Batch, future: Tensor | None, num_steps: int, scales: TrainingScales
+    batch: Batch,
+    future: Tensor | None,
+    num_steps: int,
+    scales: TrainingScales,
+    noise: float = 0.0,
 ) -> Tensor:
     """Join inputs known at each step: covariates (B, T, F) or None -> (B, T, U)."""
     target = batch.past_target
     parts = [target.new_empty(target.shape[0], num_steps, 0)]
     if future is not None:
-        parts.append(flagged(scales.future.normalise(future)))
+        future = scales.future.normalise(future, batch.historic_future_covariates)
+        parts.append(flagged(_with_noise(future, noise)))
     if batch.static_covariates is not None:
         # (B, C or 1, F) -> (B, 1, C * F) -> (B, T, C * F)
         static = batch.static_covariates.flatten(1).unsqueeze(1)
@@ -59,12 +69,14 @@ def _inputs(
     return torch.cat(parts, dim=-1)
 
 
-def _lagged_past(batch: Batch, num_steps: int, lag: int, scales: TrainingScales) -> Tensor:
+def _lagged_past(
+    batch: Batch, num_steps: int, lag: int, scales: TrainingScales, noise: float = 0.0
+) -> Tensor:
     """Past covariates, delayed by ``lag`` steps, of the first T steps: (B, T, P)."""
     past, target = batch.past_covariates, batch.past_target
     if past is None:
         return target.new_empty(target.shape[0], num_steps, 0)
-    past = scales.past.normalise(past)
+    past = _with_noise(scales.past.normalise(past, past), noise)
     ahead = _unknown(past, max(num_steps - past.shape[1], 0))
     lagged = torch.cat([_unknown(past, lag), past, ahead], dim=1)
     return flagged(lagged[:, :num_steps])
@@ -77,14 +89,15 @@ def _window(
     weight: Tensor,
     lag: int,
     scales: TrainingScales,
+    noise: float = 0.0,
 ) -> Window:
     """Return the window of targets (B, T, C), covariates and weights."""
     num_steps = x.shape[1]
     return Window(
         x=x.nan_to_num(),
         observed=(~x.isnan()).to(x.dtype),
-        u=_inputs(batch, future, num_steps, scales),
-        past=_lagged_past(batch, num_steps, lag, scales),
+        u=_inputs(batch, future, num_steps, scales, noise),
+        past=_lagged_past(batch, num_steps, lag, scales, noise),
         weight=weight,
     )
 
@@ -108,7 +121,11 @@ def observed_values(batch: TorchInferenceBatch | TorchTrainingBatch, gap: int) -
 
 
 def training_window(
-    batch: TorchTrainingBatch, gap: int, lag: int, scales: TrainingScales
+    batch: TorchTrainingBatch,
+    gap: int,
+    lag: int,
+    scales: TrainingScales,
+    covariate_noise: float = 0.0,
 ) -> Window:
     """Join the input chunk, the gap and the output chunk of a training batch.
 
@@ -125,6 +142,9 @@ def training_window(
         Number of steps after which past covariates act.
     scales
         The scales of the training set, of which those of the covariates are used.
+    covariate_noise
+        Standard deviation of the noise that is added to past and future covariates, in
+        units of normalised values.
     """
     target = batch.past_target
     x = torch.cat([target, _unknown(target, gap), batch.future_target], dim=1)
@@ -138,7 +158,7 @@ def training_window(
         # (B, n, C or 1) -> (B, T, C)
         before = ahead.amax(1, keepdim=True).expand(-1, x.shape[1] - ahead.shape[1], -1)
         weight = weight * torch.cat([before, ahead], dim=1)
-    return _window(batch, x, future, weight, lag, scales)
+    return _window(batch, x, future, weight, lag, scales, covariate_noise)
 
 
 def context_window(

@@ -106,6 +106,58 @@ class Scale(NamedTuple):
         return cls(torch.tensor(0.0), torch.tensor(1.0))
 
 
+class CovariateScale(NamedTuple):
+    """The map from covariates of a kind to inputs near zero with a spread near one.
+
+    Nothing is learned of values that the training set does not have. Those beyond its range
+    are taken for the nearest one within, and a covariate that leaves its range as time goes
+    on is seen relative to its mean in the input chunk.
+
+    Attributes
+    ----------
+    shift, spread
+        Mean and spread of each covariate, (F,).
+    low, high
+        Range of its normalised values, (F,).
+    is_local
+        Whether the mean of the input chunk takes the place of ``shift``, (F,).
+    input_length
+        Steps I of an input chunk.
+    """
+
+    shift: Tensor
+    spread: Tensor
+    low: Tensor
+    high: Tensor
+    is_local: Tensor
+    input_length: int = 1
+
+    def normalise(self, x: Tensor, chunk: Tensor | None = None) -> Tensor:
+        """Map covariates to inputs.
+
+        Parameters
+        ----------
+        x
+            Covariates, NaN where unknown, (B, T, F).
+        chunk
+            The covariates of the past, (B, I or more, F), which begin with the input chunk.
+            ``None`` for static ones. Where it has no value, a local covariate is unknown.
+        """
+        shift = self.shift
+        if chunk is not None:
+            level = chunk[:, : self.input_length].nanmean(1, keepdim=True)
+            shift = torch.where(self.is_local, level, shift)
+        # what is unknown stays so
+        return ((x - shift) / self.spread).clamp(self.low, self.high)
+
+    @classmethod
+    def unit(cls, size: int = 1, input_length: int = 1) -> "CovariateScale":
+        """Return the scale that leaves so many covariates as they are."""
+        zeros, ones = torch.zeros(size), torch.ones(size)
+        bound = torch.full((size,), torch.inf)
+        return cls(zeros, ones, -bound, bound, zeros.bool(), input_length)
+
+
 class TrainingScales(NamedTuple):
     """Scales of a training set.
 
@@ -118,9 +170,9 @@ class TrainingScales(NamedTuple):
     """
 
     target: Scale
-    past: Scale
-    future: Scale
-    static: Scale
+    past: CovariateScale
+    future: CovariateScale
+    static: CovariateScale
 
 
 class InstanceFloor(NamedTuple):

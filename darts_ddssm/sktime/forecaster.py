@@ -106,6 +106,9 @@ class DDSSMForecaster(BaseForecaster):
     input_noise
         Standard deviation of the noise that is added to what the encoder sees in training,
         in normalised units. ``None`` to choose it by cross-validation.
+    covariate_noise
+        Standard deviation of the noise that is added to covariates in training, in
+        normalised units. ``None`` to choose it by cross-validation.
     trend_augmentation
         Standard deviation of the linear trends that are added at random to half of the
         windows in training. ``None`` to have them where windows are few and drift, and
@@ -215,6 +218,7 @@ class DDSSMForecaster(BaseForecaster):
         overshooting_weight: float = 1.0,
         gap_augmentation: float = 0.25,
         input_noise: float | None = None,
+        covariate_noise: float | None = None,
         trend_augmentation: float | None = None,
         patch_length: int | None = None,
         likelihood: TorchLikelihood | None = None,
@@ -243,6 +247,7 @@ class DDSSMForecaster(BaseForecaster):
         if "gap_practice" in state:
             state["gap_augmentation"] = state.pop("gap_practice")
         state.setdefault("input_noise", None)
+        state.setdefault("covariate_noise", None)
         state.setdefault("trend_augmentation", None)
         self.__dict__.update(state)
 

@@ -39,6 +39,7 @@ from darts_ddssm.series.inference import Question
 from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.series.model import SeriesModel
 from darts_ddssm.series.scaling import (
+    CovariateScale,
     InstanceFloor,
     LocalPattern,
     Scale,
@@ -71,6 +72,10 @@ CHECK_PERIOD = 16
 # The buffers of which values tell level and trend of an input chunk.
 LOCAL_PATTERN = LocalPattern._fields
 
+# The kinds of covariates, and the buffers of the scale of each.
+COVARIATES = TrainingScales._fields[1:]
+OF_COVARIATES = CovariateScale._fields[:-1]
+
 # Whoever passes one of these has a recipe of their own.
 OPTIMIZER_ARGUMENTS = ("optimizer_cls", "optimizer_kwargs", "lr_scheduler_cls")
 
@@ -86,11 +91,13 @@ def _with_scales(
 ) -> None:
     """Add to loaded weights what those of earlier versions do not have.
 
-    They knew no scale of covariates and no trend of an input chunk, its level was the mean
-    of all of it, and its least spread was a share of the training set's.
+    They knew no scale of covariates, or no range of them, and no trend of an input chunk,
+    its level was the mean of all of it, and its least spread was a share of the training
+    set's.
     """
-    for kind in ("past", "future", "static"):
-        for name in (f"{kind}_shift", f"{kind}_spread"):
+    for kind in COVARIATES:
+        for part in OF_COVARIATES:
+            name = f"{kind}_{part}"
             state.setdefault(prefix + name, module.get_buffer(name))
     for name in ("floor_spread", "floor_ratio", *LOCAL_PATTERN):
         state.setdefault(prefix + name, module.get_buffer(name))
@@ -150,7 +157,7 @@ class _DDSSMModule(PLForecastingModule):
         gap_augmentation = kwargs.pop("gap_practice", gap_augmentation)
         decided = use_reversible_instance_norm is not None
         # set before each training, by its windows
-        self.peak_learning_rate, self.input_noise = 1e-3, 0.0
+        self.peak_learning_rate, self.input_noise, self.covariate_noise = 1e-3, 0.0, 0.0
         self.trend_augmentation, self.reflects = 0.0, False
         self.has_own_recipe = not any(kwargs.get(name) for name in OPTIMIZER_ARGUMENTS)
         of_ssm = arguments_of(StateSpaceModel, kwargs)
@@ -200,14 +207,17 @@ class _DDSSMModule(PLForecastingModule):
             self.register_buffer(name, torch.tensor(value))
         self.decides_scale = not decided and self.rin is not None
         # Scales of the training set, saved with the weights.
-        sizes = {"target": num_components, "past": 1, "future": 1, "static": 1}
+        self.register_buffer("target_shift", torch.zeros(num_components))
+        self.register_buffer("target_spread", torch.ones(num_components))
+        sizes = dict.fromkeys(COVARIATES, 1)
         if static_size is not None:
             sizes["past"] = past_size // 2
             sizes["future"] = (input_size - static_size) // 2
             sizes["static"] = static_size // 2
-        for name, size in sizes.items():
-            self.register_buffer(f"{name}_shift", torch.zeros(size))
-            self.register_buffer(f"{name}_spread", torch.ones(size))
+        for kind, size in sizes.items():
+            as_it_is = CovariateScale.unit(size)
+            for part in OF_COVARIATES:
+                self.register_buffer(f"{kind}_{part}", getattr(as_it_is, part))
         self.register_buffer("floor_spread", torch.zeros(num_components))
         self.register_buffer("floor_ratio", torch.zeros(num_components))
         self.register_load_state_dict_pre_hook(_with_scales)
@@ -261,11 +271,16 @@ class _DDSSMModule(PLForecastingModule):
     @property
     def scales(self) -> TrainingScales:
         """The scales of the training set."""
-        return TrainingScales(
-            *(
-                Scale(getattr(self, f"{name}_shift"), getattr(self, f"{name}_spread"))
-                for name in TrainingScales._fields
+        of_covariates = (
+            CovariateScale(
+                **{part: self.get_buffer(f"{kind}_{part}") for part in OF_COVARIATES},
+                input_length=self.input_chunk_length,
             )
+            for kind in COVARIATES
+        )
+        return TrainingScales(
+            Scale(self.get_buffer("target_shift"), self.get_buffer("target_spread")),
+            *of_covariates,
         )
 
     @property
@@ -299,8 +314,9 @@ class _DDSSMModule(PLForecastingModule):
             decided that.
         """
         for own, new in zip(self.scales, scales, strict=True):
-            own.shift.copy_(new.shift)
-            own.spread.copy_(new.spread)
+            for part, value in zip(own, new, strict=True):
+                if isinstance(part, Tensor) and isinstance(value, Tensor):
+                    part.copy_(value)
         for part, value in zip(self.instance_floor, floor, strict=True):
             part.copy_(value)
         if self.decides_scale:
@@ -409,11 +425,16 @@ class _DDSSMModule(PLForecastingModule):
         metrics: MetricCollection,
     ) -> Tensor:
         """Return the training loss or the validation score of a batch, and log it."""
+        is_training = stage is ModuleStage.TRAIN
         window = training_window(
-            batch, self.output_chunk_shift, self.patch_length, self.scales
+            batch,
+            self.output_chunk_shift,
+            self.patch_length,
+            self.scales,
+            self.covariate_noise if is_training else 0.0,
         )
         observed = self._take_observed()
-        if stage is ModuleStage.TRAIN:
+        if is_training:
             loss, logged = self._training_loss(window, observed)
         else:
             loss, elbo = validation_score(
@@ -423,7 +444,7 @@ class _DDSSMModule(PLForecastingModule):
             if elbo is not None:
                 self._log("val_negative_elbo", elbo, batch)
         self._log(f"{stage.value}_loss", logged, batch, prog_bar=True)
-        if stage is ModuleStage.TRAIN:
+        if is_training:
             # which tells the phase of the training, beside the losses
             # made on the device: Lightning copies a number there, and waits
             weight = loss.new_full((), self._kl_weight)

@@ -9,32 +9,52 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from darts_ddssm.datasets import bimodal_random_walk
 from darts_ddssm.estimator.automatic import say_once
+from darts_ddssm.estimator.covariates import TrainingCovariates
 from darts_ddssm.estimator.cross_validation import (
+    COVARIATE_TOLERANCE,
     DEFAULT_LEVEL,
+    MAX_COVARIATE_LEVEL,
     NOISE_LEVELS,
     SHARE_OF_LEVEL,
     ForecastErrors,
+    _covariate_ridge_errors,
     _folds,
     _neighbours_error,
     _ridge_errors,
+    _Rows,
+    automatic_covariate_noise,
     automatic_input_noise,
     each_step_tells,
     forecast_errors,
     is_predictable,
 )
 from darts_ddssm.estimator.scales import instance_floor
-from darts_ddssm.series.scaling import LocalPattern, Scale
+from darts_ddssm.series.scaling import (
+    CovariateScale,
+    LocalPattern,
+    Scale,
+)
 from tests.helpers import noisy_sine, same, with_gaps
 
 
-def errors_of(*series: TimeSeries, by_instance: bool = False) -> ForecastErrors | None:
+def errors_of(
+    *series: TimeSeries,
+    by_instance: bool = False,
+    past_covariates: list[TimeSeries] | None = None,
+    future_covariates: list[TimeSeries] | None = None,
+) -> ForecastErrors | None:
     """Errors of forecasts of 12 steps from 24, in the units of all series."""
     values = np.concatenate([one.values() for one in series])
     scale = Scale(*map(torch.tensor, (np.nanmean(values, 0), np.nanstd(values, 0))))
     whole = LocalPattern(24)
     floor = instance_floor(series, 24, scale, whole)
-    local_pattern = whole if by_instance else None
-    return forecast_errors(series, 24, 0, 12, scale, floor, local_pattern)
+    covariates = None
+    if past_covariates or future_covariates:
+        as_they_are = [CovariateScale.unit()] * 2
+        given = past_covariates, future_covariates, *as_they_are
+        covariates = TrainingCovariates(series, *given, 24, 0, 12)
+    how = scale, floor, whole if by_instance else None, covariates
+    return forecast_errors(series, 24, 0, 12, *how)
 
 
 def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:
@@ -101,7 +121,9 @@ def test_error_of_nearest_neighbours():
     rng = np.random.default_rng(0)
     x, held = rng.standard_normal((2, 40, 5))
     y, y_held = rng.standard_normal((2, 40, 3))
-    error = _neighbours_error(*map(torch.from_numpy, (x, y, held, y_held)))
+    none = np.zeros((40, 0))
+    rows = (map(torch.from_numpy, (*pair, none, none)) for pair in ((x, y), (held, y_held)))
+    error = _neighbours_error(*(_Rows(*each) for each in rows))
     neighbours = KNeighborsRegressor(10).fit(x[:, -3:], y)
     residuals = neighbours.predict(held[:, -3:]) - y_held
     assert error.item() == pytest.approx(np.log(np.abs(residuals).mean(0)).mean())
@@ -196,6 +218,119 @@ def test_noise_of_the_users(tiny, caplog):
     assert not [r for r in caplog.records if "noise of about" in r.message]
     other = tiny(n_epochs=1, input_noise=0).fit(noisy_sine())
     assert not same(*(m.predict(3, random_state=0) for m in (model, other)))
+
+
+def test_penalties_of_past_and_covariates_are_apart():
+    """Errors are those of scikit-learn's ridge regression, each input in its unit."""
+    rng = np.random.default_rng(0)
+    x, held = rng.standard_normal((2, 60, 5))
+    c, c_held = rng.standard_normal((2, 60, 4))
+    y, y_held = rng.standard_normal((2, 60, 3))
+    none = np.zeros((60, 0))
+    parts = (x, y, c, none), (held, y_held, c_held, none)
+    rows = (_Rows(*map(torch.from_numpy, each)) for each in parts)
+    errors = _covariate_ridge_errors(*rows, level=0.3)
+    for noise, error in zip(NOISE_LEVELS, errors, strict=True):
+        joined = (np.hstack([a, b * 0.3 / noise]) for a, b in ((x, c), (held, c_held)))
+        x_own, held_own = joined
+        ridge = Ridge(alpha=60 * 0.3**2).fit(x_own, y)
+        expected = np.log(np.abs(ridge.predict(held_own) - y_held).mean(0)).mean()
+        assert error.item() == pytest.approx(expected, rel=1e-6)
+
+
+def moved_by(effect: str, seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
+    """A series of 200 steps and its covariate."""
+    rng = np.random.default_rng(seed)
+    c, noise = rng.standard_normal((2, 200, 1))
+    values = {
+        "none": noise,
+        "linear": 3 * c + 0.01 * noise,
+        # nothing that a linear forecast could see
+        "not linear": c**2 + 0.01 * noise,
+    }
+    return TimeSeries.from_values(values[effect]), TimeSeries.from_values(c)
+
+
+@pytest.mark.parametrize(
+    "effect, expected",
+    [("none", MAX_COVARIATE_LEVEL), ("linear", 0.05), ("not linear", 0.05)],
+)
+def test_covariates_have_little_noise_where_they_tell_much(effect, expected):
+    series, covariate = moved_by(effect)
+    errors = errors_of(series, future_covariates=[covariate])
+    assert automatic_covariate_noise(errors) == expected
+    # the length of the training is by the past alone
+    assert not is_predictable(errors)
+
+
+def test_past_covariates_have_noise_too():
+    """Two steps ahead of the series; of the last steps of a horizon they say nothing."""
+    series, covariate = moved_by("linear")
+    delayed = TimeSeries.from_values(series.values()[:-2])
+    found = [
+        errors_of(delayed, past_covariates=[one])
+        for one in (covariate[2:], white_noise(seed=1)[2:])
+    ]
+    assert all(errors.covariate_neighbours is None for errors in found)
+    assert found[1].with_covariates.min() > found[1].linear.min() - COVARIATE_TOLERANCE
+
+
+def test_covariates_belong_to_the_steps_of_their_series():
+    """They may begin before it and end after it. Series that are too short are left out."""
+    series, covariate = moved_by("linear")
+    errors = errors_of(
+        series[:20], series[50:150], future_covariates=[covariate[:20], covariate]
+    )
+    # those of other steps would tell nothing
+    assert errors.with_covariates[0] < errors.linear.min() - 2
+
+
+def test_without_covariates_there_is_no_noise_on_them():
+    assert automatic_covariate_noise(errors_of(white_noise())) == 0
+    assert automatic_covariate_noise(None) == 0
+
+
+@pytest.mark.parametrize("period", (7, 12))
+def test_a_calendar_has_no_noise(period):
+    """It comes round, so that no window is known by it."""
+    phase = 2 * np.pi * np.arange(200)[:, None] / period
+    calendar = TimeSeries.from_values(np.hstack([np.sin(phase), np.cos(phase)]))
+    errors = errors_of(white_noise(), future_covariates=[calendar])
+    assert errors.apart == pytest.approx(0, abs=1e-6)
+    assert automatic_covariate_noise(errors) == 0
+    constant = TimeSeries.from_values(np.ones((200, 1)))
+    errors = errors_of(white_noise(), future_covariates=[constant])
+    assert automatic_covariate_noise(errors) == 0
+
+
+def test_noise_on_covariates_is_chosen_and_said(tiny, caplog):
+    series, covariate = moved_by("none")
+    say_once.cache_clear()
+    model = tiny(n_epochs=1).fit(series, future_covariates=covariate)
+    said = [r for r in caplog.records if "on its covariates" in r.message]
+    assert len(said) == 1 and "Pass `covariate_noise`" in said[0].message
+    assert f"{model.model.covariate_noise:.1g}" in said[0].message
+    assert model.model.covariate_noise == pytest.approx(MAX_COVARIATE_LEVEL)
+
+
+def test_noise_on_covariates_of_the_user(tiny):
+    series, covariate = moved_by("none")
+    models = [
+        tiny(n_epochs=1, covariate_noise=level).fit(series, future_covariates=covariate)
+        for level in (0.0, 0.3)
+    ]
+    assert [model.model.covariate_noise for model in models] == [0.0, 0.3]
+    paths = [
+        model.predict(3, series[:-10], future_covariates=covariate, random_state=0)
+        for model in models
+    ]
+    assert not same(*paths)
+
+
+@pytest.mark.parametrize("value", (-0.1, np.nan, "0.1"))
+def test_covariate_noise_must_be_a_number(tiny, value):
+    with pytest.raises(ValueError, match=f"`covariate_noise` must be .* got `{value!r}`"):
+        tiny(covariate_noise=value)
 
 
 @pytest.mark.parametrize("value", (-0.1, "much", True, float("nan")))

@@ -351,6 +351,13 @@ def test_simulation_starts_with_its_future_covariates():
     assert not np.array_equal(one[1], unknown[1])
 
 
+def of_several_statics() -> DDSSMModel:
+    """A model of series whose static covariates differ."""
+    return tiny_model(n_epochs=1).fit(
+        [STATIC, STATIC.with_static_covariates(static(3.0, 4.0))]
+    )
+
+
 def test_static_covariates_are_those_of_training_or_others():
     model = model_of("static")
     common = {"num_samples": 2, "random_state": 0}
@@ -358,12 +365,15 @@ def test_static_covariates_are_those_of_training_or_others():
         model.simulate(4, static_covariates=x, **common)
         for x in (None, static(1.0, 2.0), static(-5.0, 9.0))
     )
-    assert same(default, given) and not same(given, other)
+    # of one series nothing is learned of other values
+    assert same(default, given) and same(given, other)
     assert other.static_covariates["a"].tolist() == [-5.0, 9.0]
-    several = tiny_model(n_epochs=1).fit(
-        [STATIC, STATIC.with_static_covariates(static(3.0, 4.0))]
+    several = of_several_statics()
+    one, two = (
+        several.simulate(4, static_covariates=x, **common)
+        for x in (static(1.0, 2.0), static(3.0, 4.0))
     )
-    assert several.simulate(4, static_covariates=static(3.0, 4.0)).n_components == 2
+    assert one.n_components == 2 and not same(one, two)
     with pytest.raises(ValueError, match="trained with `static_covariates`"):
         several.simulate(4)
 
@@ -465,7 +475,14 @@ def test_static_covariates_of_a_transition():
         for x in (None, static(1.0, 2.0), static(-5.0, 9.0))
     ]
     np.testing.assert_array_equal(drawn[0], drawn[1])
-    assert not np.array_equal(drawn[1], drawn[2])
+    # of one series nothing is learned of other values
+    np.testing.assert_array_equal(drawn[1], drawn[2])
+    several = of_several_statics()
+    one, two = (
+        several.sample_transition([0, 0], 3, static_covariates=x, random_state=0)
+        for x in (static(1.0, 2.0), static(3.0, 4.0))
+    )
+    assert not np.array_equal(one, two)
 
 
 @pytest.mark.parametrize(

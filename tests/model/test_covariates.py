@@ -6,7 +6,7 @@ import pytest
 from darts import TimeSeries
 from darts.utils.timeseries_generation import datetime_attribute_timeseries
 
-from tests.helpers import covariate, noisy_sine, same, signs, with_gaps
+from tests.helpers import close, covariate, noisy_sine, same, signs, with_gaps
 
 ORDERS = (1, None)
 
@@ -103,6 +103,88 @@ def test_a_rare_event_is_a_value_of_a_few(tiny):
     series, covariates = with_covariates("future", event)
     scale = tiny(n_epochs=1).fit(series, **covariates).model.scales.future
     assert 5 < 1 / scale.spread.item() <= 8
+
+
+@pytest.mark.parametrize("kind", ["past", "future", "static"])
+def test_beyond_their_range_covariates_are_at_its_bound(tiny, kind):
+    """Nothing was learned of there: a great value is no greater than a greater one."""
+    rng = np.random.default_rng(0)
+    # none near zero, which a factor would leave within the range
+    values = rng.choice([-1, 1], (3, 90)) * rng.uniform(0.5, 1, (3, 90))
+    series, covariates = with_covariates(kind, values)
+    model = tiny().fit(series, **covariates)
+
+    def forecast(factor: float) -> TimeSeries:
+        series, covariates = with_covariates(kind, factor * values)
+        return model.predict(6, series[0], **first_of(covariates), random_state=0)
+
+    assert same(forecast(1e3), forecast(1e6))
+    assert not same(forecast(1e3), forecast(1.0))
+    # a little beyond it is within
+    assert not same(forecast(1.05), forecast(1.0))
+
+
+def first_of(covariates: dict[str, list[TimeSeries]]) -> dict[str, TimeSeries]:
+    return {name: values[0] for name, values in covariates.items()}
+
+
+@pytest.mark.parametrize("kind", ["past", "future"])
+def test_a_covariate_that_drifts_is_seen_relative_to_the_input_chunk(tiny, kind):
+    """One that rises for ever, beside one that has a range; each is judged by itself."""
+    noise = np.random.default_rng(0).standard_normal((3, 90, 2))
+    values = noise + np.arange(90)[:, None] * [1.0, 0.0]
+    series, covariates = with_covariates(kind, values)
+    model = tiny().fit(series, **covariates)
+    scale = getattr(model.model.scales, kind)
+    assert scale.is_local.tolist() == [True, False]
+
+    def forecast(offset: list[float]) -> TimeSeries:
+        _, covariates = with_covariates(kind, values + offset)
+        return model.predict(6, series[0], **first_of(covariates), random_state=0)
+
+    plain = forecast([0.0, 0.0])
+    assert close(forecast([1024.0, 0.0]), plain)
+    assert not close(forecast([0.0, 1.0]), plain)
+
+
+def test_a_calendar_that_comes_round_is_seen_as_it_is(tiny):
+    """Its values tell the phase; what counts the days of the year for ever does not."""
+    series, how = noisy_sine(), {"add_length": 10, "dtype": np.float32}
+    days, number = (
+        datetime_attribute_timeseries(series.time_index, name, cyclic=cyclic, **how)
+        for name, cyclic in (("dayofweek", True), ("dayofyear", False))
+    )
+    model = tiny(n_epochs=1).fit(series, future_covariates=days.stack(number))
+    assert model.model.scales.future.is_local.tolist() == [False, False, True]
+
+
+def test_a_drifting_covariate_with_gaps_or_nowhere_known(tiny):
+    """Its level is that of the values that are known; without any it is unknown."""
+    noise = np.random.default_rng(0).standard_normal((3, 90))
+    values = noise + np.arange(90)
+    series, covariates = with_covariates("future", values)
+    model = tiny().fit(series, **covariates)
+    for missing in (slice(60, 65), slice(0, 80), slice(0, 90)):
+        gappy = values.copy()
+        gappy[:, missing] = np.nan
+        _, covariates = with_covariates("future", gappy)
+        path = model.predict(6, series[0], **first_of(covariates), num_samples=3)
+        assert np.isfinite(path.all_values()).all()
+
+
+def test_questions_take_a_drifting_covariate_as_forecasts_do(tiny):
+    """Relative to the first input chunk of the series, as the window is normalised."""
+    noise = np.random.default_rng(0).standard_normal((3, 90))
+    values = noise + np.arange(90)
+    series, covariates = with_covariates("future", values)
+    model = tiny().fit(series, **covariates)
+    found = []
+    for offset in (0.0, 1024.0):
+        _, covariates = with_covariates("future", values + offset)
+        found.append(
+            model.log_likelihood(series[0], **first_of(covariates), random_state=0)
+        )
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_static_covariates_left_out(tiny):

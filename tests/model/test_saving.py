@@ -14,7 +14,11 @@ from darts.utils.likelihood_models.torch import LaplaceLikelihood
 from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.training.lightning_module import LOCAL_PATTERN
+from darts_ddssm.training.lightning_module import (
+    COVARIATES,
+    LOCAL_PATTERN,
+    OF_COVARIATES,
+)
 from tests.helpers import (
     LARGE_STEP,
     TRAINER,
@@ -55,8 +59,8 @@ def test_loaded_model_is_fitted_on(tiny, tmp_path):
     loaded.fit(5 + noisy_sine(seed=1), epochs=1)
     before, after = state(model), state(loaded)
     fixed = {"progress", "by_instance", "floor_spread", "floor_ratio", *LOCAL_PATTERN}
-    for name in ("target", "past", "future", "static"):
-        fixed |= {f"{name}_shift", f"{name}_spread"}
+    fixed |= {"target_shift", "target_spread"}
+    fixed |= {f"{kind}_{part}" for kind in COVARIATES for part in OF_COVARIATES}
     fixed.add("ssm.encoder.share_kept")
     assert changed(before, after) == before.keys() - fixed
     name = "ssm.decoder.bypass.weight"

@@ -18,3 +18,34 @@ def test_past_covariates_act_on_the_next_patch():
     # value and flag of each step
     expected = [[0, 0, 0, 0], [1, 1, 2, 1], [3, 1, 4, 1], [0, 0, 0, 0]]
     assert folded.past[0].tolist() == expected
+
+
+def test_noise_on_covariates_is_on_what_is_known_of_them():
+    """On values alone, each with its own; the user's are left as they are."""
+    torch.manual_seed(0)
+    length, num_series = 50, 200
+    future, past = torch.zeros(2, num_series, length, 2)
+    future[:, 0], past[:, 0] = torch.nan, torch.nan
+    target = torch.zeros(num_series, length, 1)
+    batch = TorchTrainingBatch(
+        target,
+        future_target=target,
+        past_covariates=past,
+        historic_future_covariates=future,
+        future_covariates=future,
+        static_covariates=torch.ones(num_series, 1, 1),
+    )
+    before = future.clone()
+    window = training_window(batch, 0, 1, UNIT_SCALES, covariate_noise=0.5)
+    plain = training_window(batch, 0, 1, UNIT_SCALES)
+    assert torch.equal(future.nan_to_num(), before.nan_to_num())
+    # values, flags and what is static
+    values, flags = window.u[..., :2], window.u[..., 2:4]
+    assert torch.equal(window.u[..., 2:], plain.u[..., 2:])
+    assert torch.equal(window.past[..., 2:], plain.past[..., 2:])
+    for part in (values[flags > 0], window.past[..., :2][window.past[..., 2:] > 0]):
+        # the standard deviation of n draws is known to its share 1 / sqrt(2 n)
+        assert abs(part.std() / 0.5 - 1) < 6 / (2 * len(part)) ** 0.5
+        assert abs(part.mean()) < 6 * 0.5 / len(part) ** 0.5
+    assert (values[flags == 0] == 0).all()
+    assert (window.past[..., :2][window.past[..., 2:] == 0] == 0).all()

@@ -1,0 +1,145 @@
+"""
+Windows of the covariates of training series, and whether they tell windows apart.
+
+A network that sees by its covariates which of the training windows it is in soon knows all
+of them by heart. By a calendar, which comes round, it does not see that.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from darts import TimeSeries
+from torch import Tensor
+
+from darts_ddssm.estimator.windows import on_index
+from darts_ddssm.series.scaling import CovariateScale
+
+# The most values of covariates of a window that are looked at, of each kind the last ones,
+# and the most windows that are compared, of so many series.
+MAX_INPUTS, MAX_ROWS, NUM_SERIES = 256, 2000, 10
+
+
+class TrainingCovariates(NamedTuple):
+    """Past and future covariates of training series.
+
+    Attributes
+    ----------
+    series
+        The training series.
+    past, future
+        Their covariates. ``None`` where there are none.
+    past_scale, future_scale
+        The scales of the covariates.
+    input_length, gap, output_length
+        Steps I of the input chunk, G between the chunks, and n of the output chunk.
+    """
+
+    series: Sequence[TimeSeries]
+    past: Sequence[TimeSeries] | None
+    future: Sequence[TimeSeries] | None
+    past_scale: CovariateScale
+    future_scale: CovariateScale
+    input_length: int
+    gap: int
+    output_length: int
+
+    @property
+    def window_length(self) -> int:
+        """Steps of a window."""
+        return self.input_length + self.gap + self.output_length
+
+    def inputs(self, i: int, starts: Tensor) -> Tensor:
+        """All covariates of some windows of a series, (N, ...).
+
+        Parameters
+        ----------
+        i
+            Number of the series.
+        starts
+            Where the windows start in it, (N,).
+        """
+        past, future = self._past(i, starts), self._future(i, starts)
+        return torch.cat([_last_inputs(past), _last_inputs(future)], dim=1)
+
+    def ahead(self, i: int, starts: Tensor) -> Tensor:
+        """Future covariates of the output chunks of these windows, (N, n, F)."""
+        return self._future(i, starts)[:, -self.output_length :]
+
+    def _past(self, i: int, starts: Tensor) -> Tensor:
+        how = i, starts, self.past_scale
+        return self._windows(self.past, *how)[:, : self.input_length]
+
+    def _future(self, i: int, starts: Tensor) -> Tensor:
+        return self._windows(self.future, i, starts, self.future_scale)
+
+    def _windows(
+        self,
+        covariates: Sequence[TimeSeries] | None,
+        i: int,
+        starts: Tensor,
+        scale: CovariateScale,
+    ) -> Tensor:
+        """Normalised covariates of windows, zero where unknown, (N, I + G + n, F)."""
+        if covariates is None:
+            return torch.zeros(len(starts), self.window_length, 0, dtype=torch.float64)
+        values = on_index(covariates[i], self.series[i].time_index)
+        steps = starts.unsqueeze(-1) + torch.arange(self.window_length)
+        windows = torch.from_numpy(values.astype(np.float64))[steps]
+        return scale.normalise(windows, windows).nan_to_num()
+
+
+def _last_inputs(covariates: Tensor) -> Tensor:
+    """The last covariates of windows: (N, T, F) -> (N, ...)."""
+    num_steps = max(MAX_INPUTS // max(covariates.shape[2], 1), 1)
+    return covariates[:, -num_steps:].flatten(1)
+
+
+def share_apart(covariates: TrainingCovariates) -> float:
+    """Tell how far away the nearest other window is by its covariates.
+
+    Windows of one series that start less than an output chunk apart are not compared.
+
+    Parameters
+    ----------
+    covariates
+        The covariates of the training series.
+
+    Returns
+    -------
+    float
+        Its distance as a share of the typical one, in the median. 0 where all windows are
+        alike, or none can be compared.
+    """
+    length = covariates.window_length
+    longer = [i for i, one in enumerate(covariates.series) if len(one) >= length]
+    some = np.unique(np.linspace(0, len(longer) - 1, NUM_SERIES).astype(int))
+    rows, starts = [], []
+    for i in (longer[k] for k in some if longer):
+        # one after the other: what comes round would be missed between windows far apart
+        number = len(covariates.series[i]) - length + 1
+        starts.append(torch.arange(min(number, math.ceil(MAX_ROWS / len(some)))))
+        rows.append(covariates.inputs(i, starts[-1]))
+    if not rows:
+        return 0.0
+    x, start = torch.cat(rows), torch.cat(starts)
+    owner = torch.repeat_interleave(
+        torch.arange(len(rows)), torch.tensor([len(each) for each in rows])
+    )
+    is_other = (start.unsqueeze(-1) - start).abs() >= covariates.output_length
+    is_other |= owner.unsqueeze(-1) != owner
+    # the differences themselves: of like windows they are zero, whatever their size
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.where(is_other, distances, torch.nan)
+    typical = distances.nanmedian()
+    nearest = distances.nan_to_num(nan=torch.inf).amin(1)
+    nearest = nearest[nearest.isfinite()]
+    # less than this is rounding
+    least = torch.finfo(torch.float32).eps * x.shape[1] ** 0.5
+    if len(nearest) == 0 or typical <= least:
+        return 0.0
+    return (nearest.median() / typical).item()
