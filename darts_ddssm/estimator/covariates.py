@@ -53,8 +53,8 @@ class TrainingCovariates(NamedTuple):
         """Steps of a window."""
         return self.input_length + self.gap + self.output_length
 
-    def inputs(self, i: int, starts: Tensor) -> Tensor:
-        """All covariates of some windows of a series, (N, ...).
+    def windows(self, i: int, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """All covariates of some windows of a series, and those of its output chunks.
 
         Parameters
         ----------
@@ -62,20 +62,18 @@ class TrainingCovariates(NamedTuple):
             Number of the series.
         starts
             Where the windows start in it, (N,).
+
+        Returns
+        -------
+        inputs
+            Past covariates of the input chunks and future ones of the windows, (N, ...).
+        ahead
+            Future covariates of the output chunks, (N, n, F).
         """
-        past, future = self._past(i, starts), self._future(i, starts)
-        return torch.cat([_last_inputs(past), _last_inputs(future)], dim=1)
-
-    def ahead(self, i: int, starts: Tensor) -> Tensor:
-        """Future covariates of the output chunks of these windows, (N, n, F)."""
-        return self._future(i, starts)[:, -self.output_length :]
-
-    def _past(self, i: int, starts: Tensor) -> Tensor:
-        how = i, starts, self.past_scale
-        return self._windows(self.past, *how)[:, : self.input_length]
-
-    def _future(self, i: int, starts: Tensor) -> Tensor:
-        return self._windows(self.future, i, starts, self.future_scale)
+        past = self._windows(self.past, i, starts, self.past_scale)
+        future = self._windows(self.future, i, starts, self.future_scale)
+        parts = [_last_inputs(past[:, : self.input_length]), _last_inputs(future)]
+        return torch.cat(parts, dim=1), future[:, -self.output_length :]
 
     def _windows(
         self,
@@ -123,7 +121,8 @@ def share_apart(covariates: TrainingCovariates) -> float:
         # one after the other: what comes round would be missed between windows far apart
         number = len(covariates.series[i]) - length + 1
         starts.append(torch.arange(min(number, math.ceil(MAX_ROWS / len(some)))))
-        rows.append(covariates.inputs(i, starts[-1]))
+        inputs, _ = covariates.windows(i, starts[-1])
+        rows.append(inputs)
     if not rows:
         return 0.0
     x, start = torch.cat(rows), torch.cat(starts)

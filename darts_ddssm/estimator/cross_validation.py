@@ -200,14 +200,14 @@ def forecast_errors(
             scale.normalise(x.transpose(0, 1), first).mT
             for x, first in ((past, -input_length), (ahead, gap))
         ]
-        inputs = ahead_inputs = windows.x.new_zeros(len(windows.starts), 0)
+        none = windows.x.new_zeros(len(windows.starts), 0)
+        of_windows = none, none
         if covariates is not None:
-            inputs = covariates.inputs(i, windows.starts)
-            ahead_inputs = covariates.ahead(i, windows.starts)
+            of_windows = covariates.windows(i, windows.starts)
         # (N, ...) -> (N, C, ...), the same for each component
         of_covariates = [
             part.unsqueeze(1).expand(-1, past.shape[2], *part.shape[1:])
-            for part in (inputs, ahead_inputs)
+            for part in of_windows
         ]
         train, held = _folds(windows.starts, output_length, len(found))
         found.append((normalised[0][..., -MAX_INPUTS:], normalised[1], *of_covariates))

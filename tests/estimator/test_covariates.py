@@ -25,11 +25,12 @@ def test_windows_of_covariates():
     """Of past ones the input chunk is known, of future ones the window."""
     values = np.arange(60.0).reshape(30, 2)
     starts = torch.tensor([0, 5, 16])
-    past = covariates_of(values, is_past=True).inputs(0, starts)
+    past, none = covariates_of(values, is_past=True).windows(0, starts)
     assert past[1].tolist() == values[5:13].flatten().tolist()
-    future = covariates_of(values)
-    assert future.inputs(0, starts)[2].tolist() == values[16:30].flatten().tolist()
-    assert future.ahead(0, starts)[1].tolist() == values[15:19].tolist()
+    assert none.shape == (3, 4, 0)
+    future, ahead = covariates_of(values).windows(0, starts)
+    assert future[2].tolist() == values[16:30].flatten().tolist()
+    assert ahead[1].tolist() == values[15:19].tolist()
 
 
 def test_covariates_on_another_index():
@@ -37,7 +38,7 @@ def test_covariates_on_another_index():
     series, values = noisy_sine(20), covariate(30)
     scales = [CovariateScale.unit(input_length=8)] * 2
     given = [series[5:]], None, [values[7:]], *scales, 8, 2, 4
-    inputs = TrainingCovariates(*given).inputs(0, torch.tensor([0]))[0]
+    (inputs,), _ = TrainingCovariates(*given).windows(0, torch.tensor([0]))
     assert inputs[:2].tolist() == [0, 0]
     np.testing.assert_array_equal(inputs[2:], values.values()[7:19, 0])
 
