@@ -88,6 +88,10 @@ NUM_NEIGHBOURS, NUM_LAST = 10, 3
 # higher than the second number, since effects need not be linear.
 COVARIATE_TOLERANCE, MAX_COVARIATE_LEVEL = 0.05, 0.3
 
+# Where the error with covariates is at most this share of that without, they tell nearly
+# all of what follows, and noise would hide it.
+SHARE_EXPLAINED = 0.4
+
 # Covariates tell windows apart where the nearest other window is this share of the typical
 # distance away, at least. A calendar comes round.
 LEAST_APART = 0.25
@@ -270,9 +274,9 @@ def automatic_input_noise(errors: ForecastErrors | None, num_windows: int) -> fl
 def automatic_covariate_noise(errors: ForecastErrors | None) -> float:
     """Return the noise on covariates whose ridge penalty suits the training series.
 
-    There is none where covariates come round, so that no window is known by them. Where
-    steps are alike whose covariates are, and a linear forecast does not see it, it is the
-    lowest.
+    There is none where covariates come round, so that no window is known by them. It is the
+    lowest where covariates tell nearly all of what follows, and where steps are alike whose
+    covariates are, which a linear forecast does not see.
 
     Parameters
     ----------
@@ -290,7 +294,8 @@ def automatic_covariate_noise(errors: ForecastErrors | None) -> float:
     if errors.apart < LEAST_APART:
         return 0.0
     least, neighbours = errors.with_covariates.min(), errors.covariate_neighbours
-    if neighbours is not None and neighbours < least:
+    tells_all = errors.linear.min() - least >= -math.log(SHARE_EXPLAINED)
+    if tells_all or (neighbours is not None and neighbours < least):
         return NOISE_LEVELS[0]
     is_good = errors.with_covariates <= least + COVARIATE_TOLERANCE
     return min(NOISE_LEVELS[int(is_good.nonzero().max())], MAX_COVARIATE_LEVEL)

@@ -244,7 +244,9 @@ def moved_by(effect: str, seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
     c, noise = rng.standard_normal((2, 200, 1))
     values = {
         "none": noise,
-        "linear": 3 * c + 0.01 * noise,
+        "all": 3 * c + 0.01 * noise,
+        "most": 3 * c + 0.5 * noise,
+        "some": 0.5 * c + noise,
         # nothing that a linear forecast could see
         "not linear": c**2 + 0.01 * noise,
     }
@@ -253,7 +255,13 @@ def moved_by(effect: str, seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
 
 @pytest.mark.parametrize(
     "effect, expected",
-    [("none", MAX_COVARIATE_LEVEL), ("linear", 0.05), ("not linear", 0.05)],
+    [
+        ("none", MAX_COVARIATE_LEVEL),
+        ("some", MAX_COVARIATE_LEVEL),
+        ("most", 0.05),
+        ("all", 0.05),
+        ("not linear", 0.05),
+    ],
 )
 def test_covariates_have_little_noise_where_they_tell_much(effect, expected):
     series, covariate = moved_by(effect)
@@ -265,7 +273,7 @@ def test_covariates_have_little_noise_where_they_tell_much(effect, expected):
 
 def test_past_covariates_have_noise_too():
     """Two steps ahead of the series; of the last steps of a horizon they say nothing."""
-    series, covariate = moved_by("linear")
+    series, covariate = moved_by("all")
     delayed = TimeSeries.from_values(series.values()[:-2])
     found = [
         errors_of(delayed, past_covariates=[one])
@@ -277,7 +285,7 @@ def test_past_covariates_have_noise_too():
 
 def test_covariates_belong_to_the_steps_of_their_series():
     """They may begin before it and end after it. Series that are too short are left out."""
-    series, covariate = moved_by("linear")
+    series, covariate = moved_by("all")
     errors = errors_of(
         series[:20], series[50:150], future_covariates=[covariate[:20], covariate]
     )
