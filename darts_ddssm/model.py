@@ -249,9 +249,9 @@ class DDSSMModel(LatentMethods):
             training window it is in: by the covariates of a window it could tell. ``None``
             takes none where covariates come round, as those of a calendar do, and else the
             highest level up to 0.3 under which a linear forecast from past and covariates
-            loses at most 5 % by cross-validation; 0.05 where covariates tell nearly all of
-            what follows, or where the effect of future ones is far from linear. ``0`` for
-            none.
+            loses at most 5 % by cross-validation; up to 1 where covariates make it no
+            better; 0.05 where they tell nearly all of what follows, or where the effect of
+            future ones is far from linear. ``0`` for none.
         trend_augmentation
             Standard deviation of the linear trends that are added at random to half of the
             windows of each training batch: of their change over an input chunk, in

@@ -84,9 +84,10 @@ MAX_LOSS_WITHOUT_PENALTY = 0.05
 NUM_NEIGHBOURS, NUM_LAST = 10, 3
 
 # Covariates have the highest level whose error is within this share of the least one: by
-# them a network tells windows apart more easily than a linear forecast does. But it is no
-# higher than the second number, since effects need not be linear.
-COVARIATE_TOLERANCE, MAX_COVARIATE_LEVEL = 0.05, 0.3
+# them a network tells windows apart more easily than a linear forecast does. It is at most
+# the second number, since effects need not be linear, or the third one where
+# covariates make no linear forecast better.
+COVARIATE_TOLERANCE, MAX_COVARIATE_LEVEL, MAX_IDLE_LEVEL = 0.05, 0.3, 1.0
 
 # Where the error with covariates is at most this share of that without, they tell nearly
 # all of what follows, and noise would hide it.
@@ -294,11 +295,13 @@ def automatic_covariate_noise(errors: ForecastErrors | None) -> float:
     if errors.apart < LEAST_APART:
         return 0.0
     least, neighbours = errors.with_covariates.min(), errors.covariate_neighbours
-    tells_all = errors.linear.min() - least >= -math.log(SHARE_EXPLAINED)
+    gain = errors.linear.min() - least
+    tells_all = gain >= -math.log(SHARE_EXPLAINED)
     if tells_all or (neighbours is not None and neighbours < least):
         return NOISE_LEVELS[0]
     is_good = errors.with_covariates <= least + COVARIATE_TOLERANCE
-    return min(NOISE_LEVELS[int(is_good.nonzero().max())], MAX_COVARIATE_LEVEL)
+    highest = MAX_COVARIATE_LEVEL if gain > 0 else MAX_IDLE_LEVEL
+    return min(NOISE_LEVELS[int(is_good.nonzero().max())], highest)
 
 
 def is_predictable(errors: ForecastErrors | None) -> bool:

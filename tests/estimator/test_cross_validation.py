@@ -14,6 +14,7 @@ from darts_ddssm.estimator.cross_validation import (
     COVARIATE_TOLERANCE,
     DEFAULT_LEVEL,
     MAX_COVARIATE_LEVEL,
+    MAX_IDLE_LEVEL,
     NOISE_LEVELS,
     SHARE_OF_LEVEL,
     ForecastErrors,
@@ -256,7 +257,6 @@ def moved_by(effect: str, seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
 @pytest.mark.parametrize(
     "effect, expected",
     [
-        ("none", MAX_COVARIATE_LEVEL),
         ("some", MAX_COVARIATE_LEVEL),
         ("most", 0.05),
         ("all", 0.05),
@@ -269,6 +269,17 @@ def test_covariates_have_little_noise_where_they_tell_much(effect, expected):
     assert automatic_covariate_noise(errors) == expected
     # the length of the training is by the past alone
     assert not is_predictable(errors)
+
+
+def test_covariates_that_tell_nothing_have_most_noise():
+    """But where a linear forecast happens to gain by them."""
+    pairs = [moved_by("none", seed) for seed in range(7)]
+    levels = [
+        automatic_covariate_noise(errors_of(series, future_covariates=[covariate]))
+        for series, covariate in pairs
+    ]
+    assert set(levels) <= {MAX_COVARIATE_LEVEL, MAX_IDLE_LEVEL}
+    assert np.median(levels) == MAX_IDLE_LEVEL
 
 
 def test_past_covariates_have_noise_too():
@@ -318,7 +329,7 @@ def test_noise_on_covariates_is_chosen_and_said(tiny, caplog):
     said = [r for r in caplog.records if "on its covariates" in r.message]
     assert len(said) == 1 and "Pass `covariate_noise`" in said[0].message
     assert f"{model.model.covariate_noise:.1g}" in said[0].message
-    assert model.model.covariate_noise == pytest.approx(MAX_COVARIATE_LEVEL)
+    assert model.model.covariate_noise in (MAX_COVARIATE_LEVEL, MAX_IDLE_LEVEL)
 
 
 def test_noise_on_covariates_of_the_user(tiny):
