@@ -188,14 +188,15 @@ def _ranges(dataset: TorchTrainingDataset, kind: str) -> _Ranges | None:
         after.append(last)
     # (T, F) of all series
     early, late = (torch.from_numpy(np.concatenate(each)) for each in (before, after))
-    lowest = early.nan_to_num(nan=torch.inf).amin(0)
-    highest = early.nan_to_num(nan=-torch.inf).amax(0)
+    lowest, highest = _extremes(early)
     outside = (late < lowest) | (late > highest)
     leaves = outside.sum(0) > MAX_SHARE_OUTSIDE * (~late.isnan()).sum(0)
-    if len(late) > 0:
-        lowest = lowest.minimum(late.nan_to_num(nan=torch.inf).amin(0))
-        highest = highest.maximum(late.nan_to_num(nan=-torch.inf).amax(0))
-    return _Ranges(lowest, highest, leaves)
+    return _Ranges(*_extremes(torch.cat([early, late])), leaves)
+
+
+def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest observed values of each column (N, F), infinite without any."""
+    return x.nan_to_num(nan=torch.inf).amin(0), x.nan_to_num(nan=-torch.inf).amax(0)
 
 
 def _covariate_scale(
@@ -218,8 +219,7 @@ def _covariate_scale(
     least_share = _rounding_error(values)
     shift, spread, magnitude = _magnitudes(values)
     x = torch.from_numpy(values.astype(np.float64))
-    lowest = x.nan_to_num(nan=torch.inf).amin(0)
-    highest = x.nan_to_num(nan=-torch.inf).amax(0)
+    lowest, highest = _extremes(x)
     is_local = torch.zeros_like(shift, dtype=torch.bool)
     if ranges is not None:
         lowest, highest = ranges.lowest, ranges.highest
@@ -232,8 +232,9 @@ def _covariate_scale(
         )
         x = torch.cat([w - c.nanmean(0) for c, w in zip(chunks, wholes, strict=True)])
         spread = torch.where(is_local, x.square().nanmean(0).sqrt().nan_to_num(), spread)
-        lowest = torch.where(is_local, x.nan_to_num(nan=torch.inf).amin(0), lowest)
-        highest = torch.where(is_local, x.nan_to_num(nan=-torch.inf).amax(0), highest)
+        least, greatest = _extremes(x)
+        lowest = torch.where(is_local, least, lowest)
+        highest = torch.where(is_local, greatest, highest)
     # of nothing there is no range
     lowest, highest = (torch.where(x.isfinite(), x, 0.0) for x in (lowest, highest))
     spread = spread.maximum(MIN_SHARE_OF_RANGE * (highest - lowest))
