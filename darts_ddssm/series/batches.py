@@ -26,7 +26,7 @@ from darts.utils.data.torch_datasets.utils import (
 from torch import Tensor
 
 from darts_ddssm.series.scaling import TrainingScales
-from darts_ddssm.ssm.window import Window
+from darts_ddssm.ssm.window import Window, with_noise
 
 # Anything with darts' slots of covariates.
 Batch: TypeAlias = PLModuleInput | TorchInferenceBatch | TorchTrainingBatch
@@ -43,11 +43,6 @@ def _unknown(like: Tensor, num_steps: int) -> Tensor:
     return like.new_full((like.shape[0], num_steps, like.shape[2]), torch.nan)
 
 
-def _with_noise(x: Tensor, std: float) -> Tensor:
-    """Add noise of a standard deviation to normalised covariates."""
-    return x if std == 0 else x + std * torch.randn_like(x)
-
-
 def _inputs(
     batch: Batch,
     future: Tensor | None,
@@ -60,7 +55,7 @@ def _inputs(
     parts = [target.new_empty(target.shape[0], num_steps, 0)]
     if future is not None:
         future = scales.future.normalise(future, batch.historic_future_covariates)
-        parts.append(flagged(_with_noise(future, noise)))
+        parts.append(flagged(with_noise(future, noise)))
     if batch.static_covariates is not None:
         # (B, C or 1, F) -> (B, 1, C * F) -> (B, T, C * F)
         static = batch.static_covariates.flatten(1).unsqueeze(1)
@@ -76,7 +71,7 @@ def _lagged_past(
     past, target = batch.past_covariates, batch.past_target
     if past is None:
         return target.new_empty(target.shape[0], num_steps, 0)
-    past = _with_noise(scales.past.normalise(past, past), noise)
+    past = with_noise(scales.past.normalise(past, past), noise)
     ahead = _unknown(past, max(num_steps - past.shape[1], 0))
     lagged = torch.cat([_unknown(past, lag), past, ahead], dim=1)
     return flagged(lagged[:, :num_steps])

@@ -43,9 +43,7 @@ class Window(NamedTuple):
 
     def with_noise(self, std: float) -> "Window":
         """Return the window with Gaussian noise of a standard deviation on ``x``."""
-        if std == 0:
-            return self
-        return self._replace(x=self.x + std * torch.randn_like(self.x))
+        return self._replace(x=with_noise(self.x, std))
 
     @property
     def transition_inputs(self) -> Tensor:
@@ -57,3 +55,8 @@ class Window(NamedTuple):
         """True where anything is observed at the step or later, (B, T)."""
         observed = self.observed.any(-1)
         return observed.flip(1).cummax(1).values.flip(1)
+
+
+def with_noise(x: Tensor, std: float) -> Tensor:
+    """Return values with Gaussian noise of a standard deviation. 0 draws none."""
+    return x if std == 0 else x + std * torch.randn_like(x)
