@@ -19,7 +19,7 @@ one without covariates.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,20 +154,26 @@ def score(task: Task, variant: str, seed: int) -> tuple[float, float]:
     return scores.crps(actual, samples), scores.coverage(actual, samples, 0.9)
 
 
-def main() -> None:
+def compare(
+    doc: str | None,
+    tasks: Mapping[str, Callable[[str | None], Any]],
+    variants: Iterable[str],
+    score: Callable[[Any, str, int], tuple[float, float]],
+) -> None:
+    """Print the scores of each variant on each task that the command line asks for."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir")
-    parser.add_argument("--only", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--only", nargs="+", default=list(tasks), choices=list(tasks))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
     for name in args.only:
-        task = TASKS[name](args.data_dir)
+        task = tasks[name](args.data_dir)
         found = []
-        for variant in VARIANTS:
+        for variant in variants:
             each = np.array([score(task, variant, seed) for seed in args.seeds])
             values = ", ".join(f"{value:.3g}" for value in each[:, 0])
             found.append(f"{variant} {values} (coverage {each[:, 1].mean():.2f})")
@@ -175,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    compare(__doc__, TASKS, VARIANTS, score)
