@@ -30,6 +30,7 @@ from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
 
 from darts_ddssm.estimator.automatic import (
+    automatic_latent_dim,
     automatic_learning_rate,
     automatic_n_epochs,
     automatic_num_updates,
@@ -137,7 +138,7 @@ class DDSSMModel(LatentMethods):
         input_chunk_length: int,
         output_chunk_length: int,
         output_chunk_shift: int = 0,
-        latent_dim: int = 8,
+        latent_dim: int | None = None,
         transition_order: int | None = None,
         transition: str = "diffusion",
         hidden_size: int = 64,
@@ -203,7 +204,8 @@ class DDSSMModel(LatentMethods):
             As for all of darts' torch models, `n` is then limited to
             ``output_chunk_length``.
         latent_dim
-            Dimension of the latent state.
+            Dimension of the latent state. ``None`` takes 8 for series of one component and
+            4 more for each further one, up to 64.
         transition_order
             Number of past states that the next one depends on. ``None`` for all of
             them, through a recurrent network.
@@ -241,8 +243,9 @@ class DDSSMModel(LatentMethods):
             learning a few windows by heart, and the latent from copying the noise of the
             data. ``None`` takes a fifth of the level that suits a linear forecast by
             cross-validation, for which such noise is a ridge penalty: little where a series
-            repeats itself, more where the past hardly tells what follows. It starts at 0.2
-            at least. ``0`` for none.
+            repeats itself, more where the past hardly tells what follows. Several
+            components are forecast together, and C of them have sqrt(C) times as much. It
+            starts at 0.2 at least. ``0`` for none.
         covariate_noise
             Standard deviation of the noise that is added to past and future covariates in
             training, in normalised units. It keeps the model from learning by heart which
@@ -392,7 +395,8 @@ class DDSSMModel(LatentMethods):
         check_positive_integer("input_chunk_length", input_chunk_length)
         check_positive_integer("output_chunk_length", output_chunk_length)
         check_integer("output_chunk_shift", output_chunk_shift, least=0)
-        check_positive_integer("latent_dim", latent_dim)
+        if latent_dim is not None:
+            check_positive_integer("latent_dim", latent_dim)
         if transition_order is not None:
             check_positive_integer("transition_order", transition_order)
         check_choice("transition", transition, ("diffusion", "gaussian"))
@@ -470,16 +474,21 @@ class DDSSMModel(LatentMethods):
 
     @property
     def _ckpt_skipped_params(self) -> list[str]:
-        # `patch_length` is checked below, by what became of `None`
-        return [*super()._ckpt_skipped_params, *FREE_PARAMS, "patch_length"]
+        # the last two are checked below, by what became of `None`
+        return [*super()._ckpt_skipped_params, *FREE_PARAMS, "patch_length", "latent_dim"]
 
     def _check_ckpt_parameters(self, tfm_save: "DDSSMModel") -> None:
         super()._check_ckpt_parameters(tfm_save)
-        own, saved = self._patch_length, tfm_save._patch_length
-        check(
-            own == saved,
-            f"`patch_length` must be that of the loaded checkpoint, {saved}, got {own}.",
-        )
+        num_components = tfm_save.train_sample.component_dims()["past_target"]
+        dim = self.model_params["latent_dim"] or automatic_latent_dim(num_components)
+        for name, own, saved in (
+            ("patch_length", self._patch_length, tfm_save._patch_length),
+            ("latent_dim", dim, tfm_save.latent_dim),
+        ):
+            check(
+                own == saved,
+                f"`{name}` must be that of the loaded checkpoint, {saved}, got {own}.",
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # darts leaves the weights out, so that a copy would be fitted and have none
@@ -525,6 +534,14 @@ class DDSSMModel(LatentMethods):
         # a value and a flag of each
         static_size = 2 * (static.size if static is not None else 0)
         input_size = 2 * (sizes["future_covariates"] or 0) + static_size
+        num_components = sizes["past_target"]
+        if self.model_params["latent_dim"] is None:
+            self.latent_dim = automatic_latent_dim(num_components)
+            if num_components > 1:
+                say_once(
+                    f"`DDSSMModel` has latent states of {self.latent_dim} dimensions, by "
+                    "the number of components. Pass `latent_dim` to decide it yourself."
+                )
         if self.model_params["patch_length"] is None and self._patch_length > 1:
             say_once(
                 f"`DDSSMModel` cuts a window of {window_length(self)} steps into patches "
@@ -535,7 +552,8 @@ class DDSSMModel(LatentMethods):
             self.pl_module_params
             | self._hyperparameters
             | {
-                "num_components": sizes["past_target"],
+                "num_components": num_components,
+                "latent_dim": self.latent_dim,
                 "num_parameters": self.likelihood.num_parameters,
                 "input_size": input_size,
                 "past_size": 2 * (sizes["past_covariates"] or 0),
@@ -612,7 +630,7 @@ class DDSSMModel(LatentMethods):
             levels = [self.model_params[f"{x}_noise"] for x in ("input", "covariate")]
             if length_is_open or None in levels:
                 errors = self._forecast_errors(train_dataset, *scales)
-            noise = self._input_noise(errors, len(train_dataset))
+            noise = self._input_noise(errors, train_dataset)
             covariate_noise = self._covariate_noise(errors)
             *_, local_pattern = scales
             augmentation = self._augmentation(train_dataset, local_pattern)
@@ -714,12 +732,15 @@ class DDSSMModel(LatentMethods):
             covariates=covariates,
         )
 
-    def _input_noise(self, errors: ForecastErrors | None, num_windows: int) -> float:
+    def _input_noise(
+        self, errors: ForecastErrors | None, dataset: TorchTrainingDataset
+    ) -> float:
         """`input_noise`, or what is chosen where there is none."""
         level = self.model_params["input_noise"]
         if level is not None:
             return float(level)
-        level = automatic_input_noise(errors, num_windows)
+        num_components = dataset[0].past_target.shape[-1]
+        level = automatic_input_noise(errors, len(dataset), num_components)
         say_once(
             f"`DDSSMModel` trains with noise of about {level:.1g} on its input, by "
             "cross-validation. Pass `input_noise` to decide it yourself."

@@ -1,5 +1,5 @@
 """
-What the model decides by itself: the length of patches, of its training, and its rate.
+What the model decides by itself: size of states, patches, and how it is trained.
 """
 
 import math
@@ -8,6 +8,10 @@ from functools import cache
 from darts.logging import get_logger
 
 logger = get_logger(__name__)
+
+# Dimension of the latent state for one component, for each more, and at most: components of
+# their own seasons and levels need states of their own.
+LATENT_DIM, LATENT_DIM_PER_COMPONENT, MAX_LATENT_DIM = 8, 4, 64
 
 # A window has about NUM_PATCHES states, or fewer where patches would be shorter than
 # MIN_PATCH_LENGTH, and one of fewer than MIN_PATCHED_STEPS has a state at each step.
@@ -42,6 +46,12 @@ def say_once(message: str) -> None:
     models would repeat it for each.
     """
     logger.warning(message)
+
+
+def automatic_latent_dim(num_components: int) -> int:
+    """Return the dimension of the latent state for series of so many components."""
+    dim = LATENT_DIM + LATENT_DIM_PER_COMPONENT * (num_components - 1)
+    return min(dim, MAX_LATENT_DIM)
 
 
 def automatic_patch_length(window_length: int, output_length: int) -> int:

@@ -12,6 +12,10 @@ The errors tell more. Nearest neighbours forecast dynamics that are not linear. 
 neither they nor the best penalty are far ahead of the highest one, there is little in the
 past that a long training could find, and much to be learned by heart.
 
+Of several components a network sees all at once. It tells windows apart more easily, the
+more there are, and what one component says of another is often less than it seems. Their
+noise is that of a linear forecast of all components from all of them.
+
 Covariates have a penalty of their own, and so a noise of their own. But where their effect
 is far from linear, which steps of like covariates show, noise would hide it.
 
@@ -54,7 +58,8 @@ NOISE_LEVELS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.0)
 DEFAULT_LEVEL = 0.45
 
 # The share of the chosen level that a network is trained under. Under all of it a network,
-# which learns the linear part of a forecast first, would learn little else.
+# which learns the linear part of a forecast first, would learn little else. Of C components
+# it is sqrt(C) times as much: so much farther apart are windows.
 SHARE_OF_LEVEL = 0.2
 
 # Of all levels whose error is within this share of the least one the lowest is taken: the
@@ -68,8 +73,9 @@ NUM_FOLDS = 5
 # forecast sees, the last ones.
 MAX_WINDOWS, MAX_INPUTS = 4000, 512
 
-# Up to so many training windows the level is the chosen one. Of more windows a network
-# learns less by heart: from there on the level is inverse to their number.
+# Up to so many training windows, sqrt(C) times as many of C components, the level is the
+# chosen one. Of more windows a network learns less by heart: from there on the level is
+# inverse to their number.
 FEW_WINDOWS = 100
 
 # The past tells of the future where the forecast under the highest level is off by so many
@@ -110,6 +116,9 @@ class ForecastErrors(NamedTuple):
         Of a ridge regression under the penalty of each of ``NOISE_LEVELS``.
     neighbours
         Of the mean of what followed the nearest neighbours, a scalar.
+    joint
+        Of a ridge regression of all components from all of them, as ``linear``. ``None``
+        where there is one component.
     with_covariates
         Of a ridge regression on the covariates of the window too, under the best penalty
         of the past and that of each of ``NOISE_LEVELS`` of the covariates. ``None`` where
@@ -124,6 +133,7 @@ class ForecastErrors(NamedTuple):
 
     linear: Tensor
     neighbours: Tensor
+    joint: Tensor | None = None
     with_covariates: Tensor | None = None
     covariate_neighbours: Tensor | None = None
     apart: float | None = None
@@ -165,8 +175,8 @@ def forecast_errors(
     """Return the errors of forecasts of the training series by cross-validation.
 
     Each component is forecast from its own input chunk, in the same way for all components
-    and series. A part of all series is held out at a time. Windows whose output chunk
-    overlaps those of that part are left out.
+    and series, and once all from all of them. A part of all series is held out at a time.
+    Windows whose output chunk overlaps those of that part are left out.
 
     Parameters
     ----------
@@ -221,17 +231,23 @@ def forecast_errors(
     if not found:
         return None
     rows = _Rows(*(torch.cat(each) for each in zip(*found, strict=True)))
-    folds = [
-        # (N, C, ...) -> (N * C, ...)
-        tuple(_Rows(*(x.flatten(0, 1) for x in rows.at(chosen))) for chosen in pair)
+    all_at_once = [
+        tuple(rows.at(chosen) for chosen in pair)
         for pair in zip(torch.cat(trains, 1), torch.cat(helds, 1), strict=True)
         if all(chosen.any() for chosen in pair)
     ]
-    if not folds:
+    if not all_at_once:
         return None
+    # (N, C, ...) -> (N * C, ...)
+    folds = [
+        tuple(_Rows(*(x.flatten(0, 1) for x in part)) for part in pair)
+        for pair in all_at_once
+    ]
 
-    def mean_of(error: Callable[[_Rows, _Rows], Tensor]) -> Tensor:
-        return torch.stack([error(train, held) for train, held in folds]).mean(0)
+    def mean_of(
+        error: Callable[[_Rows, _Rows], Tensor], pairs: list[tuple[_Rows, ...]] = folds
+    ) -> Tensor:
+        return torch.stack([error(train, held) for train, held in pairs]).mean(0)
 
     errors = ForecastErrors(
         mean_of(lambda train, held: _ridge_errors(train.x, train.y, held.x, held.y)),
@@ -239,6 +255,8 @@ def forecast_errors(
     )
     if not errors.linear.isfinite().all():
         return None
+    if rows.x.shape[1] > 1:
+        errors = errors._replace(joint=mean_of(_joint_ridge_errors, all_at_once))
     if covariates is not None:
         best = NOISE_LEVELS[int(errors.linear.argmin())]
         errors = errors._replace(
@@ -250,25 +268,29 @@ def forecast_errors(
     return errors
 
 
-def automatic_input_noise(errors: ForecastErrors | None, num_windows: int) -> float:
+def automatic_input_noise(
+    errors: ForecastErrors | None, num_windows: int, num_components: int
+) -> float:
     """Return a share of the noise whose ridge penalty forecasts the training series best.
 
     Parameters
     ----------
     errors
         Result of :func:`forecast_errors`.
-    num_windows
-        Number of windows of the training set.
+    num_windows, num_components
+        Numbers of windows and of components of the training set.
 
     Returns
     -------
     float
         Standard deviation of the noise, in units of normalised values.
     """
-    share = SHARE_OF_LEVEL * min(FEW_WINDOWS / num_windows, 1.0)
+    apart = math.sqrt(num_components)
+    share = SHARE_OF_LEVEL * apart * min(FEW_WINDOWS * apart / num_windows, 1.0)
     if errors is None:
         return share * DEFAULT_LEVEL
-    best = int((errors.linear <= errors.linear.min() + TOLERANCE).nonzero().min())
+    by_level = errors.linear if errors.joint is None else errors.joint
+    best = int((by_level <= by_level.min() + TOLERANCE).nonzero().min())
     return share * NOISE_LEVELS[best]
 
 
@@ -315,6 +337,8 @@ def is_predictable(errors: ForecastErrors | None) -> bool:
     if errors is None:
         return True
     least = errors.linear.min().minimum(errors.neighbours)
+    if errors.joint is not None:
+        least = least.minimum(errors.joint.min())
     return bool(errors.linear[-1] - least >= math.log(LEAST_GAIN))
 
 
@@ -403,6 +427,22 @@ def _ridge_errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tenso
         shrunk = products / (values.clamp(min=0.0) + len(x) * level**2).unsqueeze(-1)
         errors.append((projected @ shrunk + centre_y - y_held).abs().mean(0).log().mean())
     return torch.stack(errors)
+
+
+def _joint_ridge_errors(train: _Rows, held: _Rows) -> Tensor:
+    """Error of a ridge regression of all components from all, under each penalty.
+
+    Parameters
+    ----------
+    train, held
+        Windows that are trained on, and held out, of (N, C, I) and (N, C, n) values.
+    """
+    num_components = train.x.shape[1]
+    # the last steps of all components, or of some where there are very many
+    last = max(MAX_INPUTS // num_components, 1)
+    step = math.ceil(num_components / MAX_INPUTS)
+    x, x_held = (rows.x[:, ::step, -last:].flatten(1) for rows in (train, held))
+    return _ridge_errors(x, train.y.flatten(1), x_held, held.y.flatten(1))
 
 
 def _covariate_ridge_errors(train: _Rows, held: _Rows, level: float) -> Tensor:

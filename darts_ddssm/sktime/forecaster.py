@@ -86,7 +86,7 @@ class DDSSMForecaster(BaseForecaster):
         Number of time steps that follow the input chunk in a training window. The
         horizon may be longer.
     latent_dim
-        Dimension of the latent state.
+        Dimension of the latent state. ``None`` to choose it by the number of components.
     transition_order
         Number of past states that the next one depends on. ``None`` for all of them.
     transition
@@ -209,7 +209,7 @@ class DDSSMForecaster(BaseForecaster):
         self,
         input_chunk_length: int,
         output_chunk_length: int,
-        latent_dim: int = 8,
+        latent_dim: int | None = None,
         transition_order: int | None = None,
         transition: str = "diffusion",
         hidden_size: int = 64,

@@ -11,7 +11,10 @@ from darts_ddssm.estimator import scales
 from darts_ddssm.estimator.automatic import (
     FEW_WINDOWS,
     FEWEST_WINDOWS,
+    LATENT_DIM,
+    MAX_LATENT_DIM,
     TREND_AUGMENTATION,
+    automatic_latent_dim,
     automatic_patch_length,
     automatic_trend_augmentation,
     say_once,
@@ -22,7 +25,7 @@ from darts_ddssm.estimator.scales import (
 )
 from darts_ddssm.estimator.windows import windows_of
 from darts_ddssm.series.scaling import LocalPattern, Scale
-from tests.helpers import drawn, noisy_sine, with_gaps
+from tests.helpers import drawn, noisy_sine, same, with_gaps
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,41 @@ from tests.helpers import drawn, noisy_sine, with_gaps
 )
 def test_automatic_length(window, output, expected):
     assert automatic_patch_length(window, output) == expected
+
+
+def test_more_components_have_larger_states(tiny, caplog):
+    say_once.cache_clear()
+    dims = [automatic_latent_dim(number) for number in range(1, 30)]
+    assert dims == sorted(dims) and len(set(dims)) > 3
+    assert (dims[0], dims[-1]) == (LATENT_DIM, MAX_LATENT_DIM)
+    for number in (1, 2):
+        model = tiny(latent_dim=None, n_epochs=1)
+        assert model.latent_dim is None
+        model.fit(noisy_sine(num_components=number))
+        assert model.latent_dim == dims[number - 1]
+        assert model.infer_latents().n_components == dims[number - 1]
+        assert model.untrained_model().latent_dim is None
+    # of one component there is nothing to say
+    (said,) = [r for r in caplog.records if "latent states" in r.message]
+    assert f"of {dims[1]} dimensions" in said.message and "`latent_dim`" in said.message
+    tiny(latent_dim=3, n_epochs=1).fit(noisy_sine(num_components=2))
+    assert len([r for r in caplog.records if "latent states" in r.message]) == 1
+
+
+def test_weights_of_a_state_that_was_chosen(tiny, tmp_path):
+    path, series = str(tmp_path / "model.pt"), noisy_sine(num_components=2)
+    fitted = tiny(latent_dim=None, n_epochs=1).fit(series)
+    fitted.save(path)
+    for model in (tiny(latent_dim=None), tiny(latent_dim=fitted.latent_dim)):
+        model.load_weights(path)
+        assert model.latent_dim == fitted.latent_dim
+        assert same(*(m.predict(3, series, random_state=0) for m in (model, fitted)))
+    dim = fitted.latent_dim
+    with pytest.raises(ValueError, match=f"`latent_dim` must be .* {dim}, got 3"):
+        tiny(latent_dim=3).load_weights(path)
+    tiny(latent_dim=3, n_epochs=1).fit(series).save(path)
+    with pytest.raises(ValueError, match=f"`latent_dim` must be .* 3, got {dim}"):
+        tiny(latent_dim=None).load_weights(path)
 
 
 def test_scale_is_that_of_the_observed_values(tiny):

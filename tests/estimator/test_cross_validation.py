@@ -20,6 +20,7 @@ from darts_ddssm.estimator.cross_validation import (
     ForecastErrors,
     _covariate_ridge_errors,
     _folds,
+    _joint_ridge_errors,
     _neighbours_error,
     _ridge_errors,
     _Rows,
@@ -60,10 +61,10 @@ def errors_of(
 
 def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:
     """The level chosen by these errors."""
-    errors = errors_of(*series, by_instance=by_instance)
-    noise = automatic_input_noise(errors, num_windows)
+    errors, num_components = errors_of(*series, by_instance=by_instance), series[0].width
+    noise = automatic_input_noise(errors, num_windows, num_components)
     # as exact as the levels are written
-    return round(noise / SHARE_OF_LEVEL, 12)
+    return round(noise / SHARE_OF_LEVEL / np.sqrt(num_components), 12)
 
 
 def white_noise(length: int = 200, seed: int = 0) -> TimeSeries:
@@ -195,6 +196,57 @@ def test_series_whose_windows_overlap_are_held_out_as_a_whole():
     few = [white_noise(46, seed) for seed in range(60)]
     assert level(*few) > DEFAULT_LEVEL
     assert level(*(repeated(46, seed) for seed in range(60))) == NOISE_LEVELS[0]
+
+
+def beside(*series: TimeSeries) -> TimeSeries:
+    """One series of the components of all."""
+    return TimeSeries.from_values(np.hstack([one.values() for one in series]))
+
+
+def test_components_are_forecast_from_all_of_them():
+    """Errors are those of scikit-learn's ridge regression on all inputs at once."""
+    rng = np.random.default_rng(0)
+    x, held = rng.standard_normal((2, 60, 3, 5))
+    y, y_held = rng.standard_normal((2, 60, 3, 4))
+    none = np.zeros((60, 0))
+    parts = (x, y, none, none), (held, y_held, none, none)
+    errors = _joint_ridge_errors(*(_Rows(*map(torch.from_numpy, p)) for p in parts))
+    for noise, error in zip(NOISE_LEVELS, errors, strict=True):
+        ridge = Ridge(alpha=60 * noise**2).fit(x.reshape(60, 15), y.reshape(60, 12))
+        residuals = ridge.predict(held.reshape(60, 15)) - y_held.reshape(60, 12)
+        expected = np.log(np.abs(residuals).mean(0)).mean()
+        assert error.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("num_components", (3, 600))
+def test_no_more_inputs_than_a_regression_takes(num_components):
+    """The last steps of each component, or some of very many components."""
+    rng = np.random.default_rng(0)
+    walk = rng.standard_normal((120, num_components)).cumsum(0)
+    errors = errors_of(TimeSeries.from_values(walk), by_instance=True)
+    assert errors.joint.isfinite().all()
+
+
+def test_components_that_tell_nothing_of_each_other_take_more_noise():
+    """Windows of a sine are told apart by what is beside it."""
+    wave, noises = noisy_sine(200), [white_noise(seed=seed) for seed in range(3)]
+    assert errors_of(wave).joint is None
+    assert level(beside(wave, *noises)) > 2 * level(wave)
+
+
+def test_a_component_that_tells_what_another_will_be_takes_little():
+    ahead = white_noise().values()
+    pair = TimeSeries.from_values(np.hstack([ahead[12:], ahead[:-12]]))
+    errors = errors_of(pair)
+    assert errors.joint.min() < errors.linear.min() - 1
+    assert level(pair) <= 0.1
+    assert is_predictable(errors) and not is_predictable(errors_of(pair[["1"]]))
+
+
+@pytest.mark.parametrize("num_components", (1, 4))
+def test_noise_grows_with_the_root_of_the_components(num_components):
+    noise = automatic_input_noise(None, 10, num_components)
+    assert noise == pytest.approx(SHARE_OF_LEVEL * DEFAULT_LEVEL * np.sqrt(num_components))
 
 
 @pytest.mark.parametrize("length", (10, 36, 40))

@@ -19,7 +19,7 @@ def test_sizes_must_be_positive_integers(tiny, name, value):
         tiny(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["latent_dim", "hidden_size", "num_solver_steps"])
+@pytest.mark.parametrize("name", ["hidden_size", "num_solver_steps"])
 def test_sizes_must_not_be_none(tiny, name):
     with pytest.raises(ValueError, match=f"`{name}` must be .* got `None`"):
         tiny(**{name: None})

@@ -197,7 +197,6 @@ def test_weights_into_a_model_that_trains_otherwise(tiny, saved):
 MISMATCHES = {
     "input_chunk_length": 11,
     "output_chunk_length": 5,
-    "latent_dim": 3,
     "transition_order": 1,
     "transition": "gaussian",
     "hidden_size": 9,
@@ -213,6 +212,8 @@ def test_weights_into_another_architecture(tiny, saved):
     for name, value in MISMATCHES.items():
         with pytest.raises(ValueError, match=f"found {name}="):
             tiny(**{name: value}).load_weights(saved)
+    with pytest.raises(ValueError, match="`latent_dim` must be .* checkpoint, 2, got 3"):
+        tiny(latent_dim=3).load_weights(saved)
 
 
 def test_weights_belong_to_a_number_of_components(tiny, saved):
