@@ -412,12 +412,14 @@ def _ridge_errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tenso
     Parameters
     ----------
     x, y
-        Inputs and outputs that are trained on, (N, I) and (N, n).
+        Inputs and outputs that are trained on, (N, I) and (N, n), or (N, C, n) for the
+        outputs of several components.
     x_held, y_held
         Inputs and outputs that are held out.
     """
     centre_x, centre_y = x.mean(0), y.mean(0)
-    x, y = x - centre_x, y - centre_y
+    # (N, C, n) -> (N, C * n)
+    x, y = x - centre_x, (y - centre_y).flatten(1)
     # one decomposition for the penalties of all levels
     values, vectors = torch.linalg.eigh(x.T @ x)
     products = vectors.T @ (x.T @ y)
@@ -425,7 +427,10 @@ def _ridge_errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tenso
     errors = []
     for level in NOISE_LEVELS:
         shrunk = products / (values.clamp(min=0.0) + len(x) * level**2).unsqueeze(-1)
-        errors.append((projected @ shrunk + centre_y - y_held).abs().mean(0).log().mean())
+        forecast = (projected @ shrunk).view_as(y_held) + centre_y
+        # (N, C, n) -> (N * C, n)
+        distance = (forecast - y_held).abs().flatten(0, -2)
+        errors.append(distance.mean(0).log().mean())
     return torch.stack(errors)
 
 
@@ -442,7 +447,7 @@ def _joint_ridge_errors(train: _Rows, held: _Rows) -> Tensor:
     last = max(MAX_INPUTS // num_components, 1)
     step = math.ceil(num_components / MAX_INPUTS)
     x, x_held = (rows.x[:, ::step, -last:].flatten(1) for rows in (train, held))
-    return _ridge_errors(x, train.y.flatten(1), x_held, held.y.flatten(1))
+    return _ridge_errors(x, train.y, x_held, held.y)
 
 
 def _covariate_ridge_errors(train: _Rows, held: _Rows, level: float) -> Tensor:

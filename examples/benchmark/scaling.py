@@ -25,7 +25,7 @@ class Size(NamedTuple):
     """How large a problem is: a training window and batch, a forecast."""
 
     window: int = 96
-    latent_dim: int = 8
+    latent_dim: int | None = None
     batch: int = 64
     components: int = 1
     samples: int = 100

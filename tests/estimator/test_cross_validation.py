@@ -47,7 +47,9 @@ def errors_of(
 ) -> ForecastErrors | None:
     """Errors of forecasts of 12 steps from 24, in the units of all series."""
     values = np.concatenate([one.values() for one in series])
-    scale = Scale(*map(torch.tensor, (np.nanmean(values, 0), np.nanstd(values, 0))))
+    std = np.nanstd(values, 0)
+    spread = np.where(std > 0, std, 1.0)
+    scale = Scale(torch.tensor(np.nanmean(values, 0)), torch.tensor(spread))
     whole = LocalPattern(24)
     floor = instance_floor(series, 24, scale, whole)
     covariates = None
@@ -214,7 +216,9 @@ def test_components_are_forecast_from_all_of_them():
     for noise, error in zip(NOISE_LEVELS, errors, strict=True):
         ridge = Ridge(alpha=60 * noise**2).fit(x.reshape(60, 15), y.reshape(60, 12))
         residuals = ridge.predict(held.reshape(60, 15)) - y_held.reshape(60, 12)
-        expected = np.log(np.abs(residuals).mean(0)).mean()
+        # of all components at each step, as where each is forecast by itself
+        steps = np.abs(residuals).reshape(60, 3, 4).mean((0, 1))
+        expected = np.log(steps).mean()
         assert error.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -234,11 +238,21 @@ def test_components_that_tell_nothing_of_each_other_take_more_noise():
     assert level(beside(wave, *noises)) > 2 * level(wave)
 
 
+def test_a_constant_component_says_nothing():
+    noise, constant = white_noise(), TimeSeries.from_values(np.ones((200, 1)))
+    with_constant = errors_of(beside(noise, constant))
+    alone = errors_of(noise)
+    # half of the outputs have no error
+    assert torch.allclose(with_constant.joint, alone.linear - np.log(2), atol=1e-6)
+    assert not is_predictable(with_constant)
+
+
 def test_a_component_that_tells_what_another_will_be_takes_little():
     ahead = white_noise().values()
     pair = TimeSeries.from_values(np.hstack([ahead[12:], ahead[:-12]]))
     errors = errors_of(pair)
-    assert errors.joint.min() < errors.linear.min() - 1
+    # the error of one of them is gone
+    assert errors.joint.min() < errors.linear.min() - 0.5
     assert level(pair) <= 0.1
     assert is_predictable(errors) and not is_predictable(errors_of(pair[["1"]]))
 
