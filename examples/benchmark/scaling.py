@@ -22,10 +22,14 @@ HORIZON = 24
 
 
 class Size(NamedTuple):
-    """How large a problem is: a training window and batch, a forecast."""
+    """How large a problem is: a training window and batch, a forecast.
+
+    States have the size of one component, however many there are: what a larger one costs
+    is a row of its own.
+    """
 
     window: int = 96
-    latent_dim: int | None = None
+    latent_dim: int = 8
     batch: int = 64
     components: int = 1
     samples: int = 100
