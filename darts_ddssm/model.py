@@ -280,30 +280,31 @@ class DDSSMModel(LatentMethods):
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`
             with a density, so not ``QuantileRegression``. ``None`` for
-            ``GaussianLikelihood()``.
+            ``GaussianLikelihood()``. Counts and other values that are not negative may have
+            any unit: of their density the networks say mean and spread in normalised units.
         use_static_covariates
             Whether to use the static covariates of the target `series`, if there are
             any when the model is fitted.
         use_reversible_instance_norm
-            Whether each window is normalised by the observed values of its input chunk,
-            or a dictionary of arguments of darts' :class:`RINorm`. It takes forecasts
-            beyond the range of the training set and serves series of different scale.
+            Whether each window is normalised by the observed values of its input chunk, or
+            a dictionary of arguments of darts' :class:`RINorm`. It takes forecasts beyond
+            the range of the training set and serves series of different scale.
             :meth:`log_likelihood` is then that of what follows the first input chunk, and
-            :meth:`simulate`, which would have no scale, is refused. It needs a
-            likelihood with a location and a scale. ``None`` switches it on where the
-            training series drift or differ in scale, that is, where in their last third
-            the input chunk's mean and spread predict the output chunk better than those
-            of the first two thirds of all series. A season that is found is left out of
-            this comparison. A chunk that hardly varies is divided by what the narrowest
-            chunks of the training set that do vary have. The mean is that of those last
-            steps of the chunk that predict the output chunk best: of one for a random walk,
-            of a season where there are season and trend, of all steps where none are
-            clearly better. Where the last values also tell, by a clear
-            margin, how the level goes on, the trend that they have, or half of it, is taken
-            out of the window, and forecasts go on with it. So is the season of the chunk,
-            its mean over the last cycles, where there are at most 900 windows, a chunk has
-            two cycles at least, and forecasts with it are better by 30 %. Its length is
-            found in the training series.
+            :meth:`simulate`, which would have no scale, is refused. It needs a likelihood
+            of values that have a unit, so none of shares. ``None`` switches it on where the
+            training series drift or differ in scale, that is, where in their last third the
+            input chunk's mean and spread predict the output chunk better than those of the
+            first two thirds of all series. A season that is found is left out of this
+            comparison. A chunk that hardly varies is divided by what the narrowest chunks
+            of the training set that do vary have. The mean is that of those last steps of
+            the chunk that predict the output chunk best: of one for a random walk, of a
+            season where there are season and trend, of all steps where none are clearly
+            better. Where the last values also tell, by a clear margin, how the level goes
+            on, the trend that they have, or half of it, is taken out of the window, and
+            forecasts go on with it. So is the season of the chunk, its mean over the last
+            cycles, where there are at most 900 windows, a chunk has two cycles at least,
+            and forecasts with it are better by 30 %. Its length is found in the training
+            series.
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series of which
@@ -436,9 +437,9 @@ class DDSSMModel(LatentMethods):
         if n_epochs is not None:
             check_positive_integer("n_epochs", n_epochs)
         check(
-            not use_reversible_instance_norm or family_of(likelihood).location_scale,
-            "`use_reversible_instance_norm` must be `False` for a likelihood without a "
-            f"location and a scale on the whole real line, got `{likelihood}`.",
+            not use_reversible_instance_norm or family_of(likelihood).has_unit,
+            "`use_reversible_instance_norm` must be `False` for a likelihood of values "
+            f"without a unit, such as shares, got `{likelihood}`.",
         )
         super().__init__(**self._extract_torch_model_params(**self.model_params))
 
@@ -688,7 +689,7 @@ class DDSSMModel(LatentMethods):
                 floor = floor._replace(spread=floor.spread.maximum(least))
             return floor
 
-        may_be_own = family_of(self.likelihood).location_scale and (own is None or own)
+        may_be_own = family_of(self.likelihood).has_unit and (own is None or own)
         if not may_be_own:
             return scales, floor_of(LocalPattern(self.input_chunk_length)), None
         local_pattern = automatic_local_pattern(
@@ -765,6 +766,9 @@ class DDSSMModel(LatentMethods):
     ) -> tuple[float, bool]:
         """`trend_augmentation`, or what is chosen, and whether windows are turned over."""
         own, num_windows = self.model_params["trend_augmentation"], len(dataset)
+        if not family_of(self.likelihood).location_scale:
+            # a count with a trend added is none
+            return 0.0, False
         if local_pattern is None:
             # windows in the scale of the training set keep their level, and have no trend
             return float(own or 0.0), False

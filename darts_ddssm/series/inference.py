@@ -126,6 +126,11 @@ class LogLikelihood(Question):
         patches = patches.map(lambda part: part.repeat(num_samples, 1, 1))
         log_p = model.ssm.transition.log_prob(path.z, patches.transition_inputs)
         raw = model.decode(path.z, patches.u, cut)
+        if not model.family.location_scale:
+            # (S * B, T, ...) -> (S, B, T, ...) and back
+            raw = raw.unflatten(0, (num_samples, -1))
+            first = model.first_step(raw.shape[2])
+            raw = model.in_units(raw, normalised.scale, first).flatten(0, 1)
         log_emission = log_prob(model.likelihood, raw, x, observed)
         # after the last observation the states integrate to one
         log_ratio = (log_p - path.log_prob()) * patches.until_last_observation

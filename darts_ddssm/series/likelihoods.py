@@ -30,7 +30,7 @@ from darts.utils.likelihood_models.torch import (
     TorchLikelihood,
     WeibullLikelihood,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import (
     Constraint,
@@ -54,6 +54,13 @@ class _OpenUnitInterval(Constraint):
 # From the first parameter of a density, (...), to a value where the density is high.
 Value: TypeAlias = Callable[[Tensor], Tensor]
 
+# Least concentration of a Weibull variable: one of less would have draws without bound.
+MIN_CONCENTRATION = 0.2
+
+# From the mean of a density and, if it has two parameters, its relative spread, (...) each,
+# to its raw parameters.
+OfMoments: TypeAlias = Callable[..., tuple[Tensor, ...]]
+
 
 def _always(value: float) -> Value:
     return lambda first: torch.full_like(first, value)
@@ -65,6 +72,50 @@ def _first(first: Tensor) -> Tensor:
 
 def _exp(first: Tensor) -> Tensor:
     return first.clamp(-80.0, 80.0).exp()
+
+
+def _inverse_softplus(x: Tensor) -> Tensor:
+    # exact for large and for small values
+    return x + torch.log(-torch.expm1(-x))
+
+
+def _of_mean(mean: Tensor) -> tuple[Tensor, ...]:
+    return (_inverse_softplus(mean),)
+
+
+def _exponential(mean: Tensor) -> tuple[Tensor, ...]:
+    return (_inverse_softplus(1 / mean),)
+
+
+def _half_normal(mean: Tensor) -> tuple[Tensor, ...]:
+    return (_inverse_softplus(mean * math.sqrt(math.pi / 2)),)
+
+
+def _geometric(mean: Tensor) -> tuple[Tensor, ...]:
+    # of a lower mean the probability of zero is rounded to one
+    return (-mean.clamp(min=1e-6).log(),)
+
+
+def _gamma(mean: Tensor, relative: Tensor) -> tuple[Tensor, ...]:
+    shape = relative.pow(-2)
+    return _inverse_softplus(shape), _inverse_softplus(shape / mean)
+
+
+def _log_normal(mean: Tensor, relative: Tensor) -> tuple[Tensor, ...]:
+    variance = relative.square().log1p()
+    return mean.log() - variance / 2, _inverse_softplus(variance.sqrt())
+
+
+def _weibull(mean: Tensor, relative: Tensor) -> tuple[Tensor, ...]:
+    # the spread nearly, as Justus et al. (1978) give it
+    concentration = relative.pow(-1.086).clamp(min=MIN_CONCENTRATION)
+    scale = mean * (-torch.lgamma(1 + 1 / concentration)).exp()
+    return _inverse_softplus(scale), _inverse_softplus(concentration)
+
+
+def _negative_binomial(mean: Tensor, relative: Tensor) -> tuple[Tensor, ...]:
+    # of the spread beyond that of a Poisson variable
+    return _inverse_softplus(mean), _inverse_softplus(relative.square())
 
 
 @dataclass(frozen=True)
@@ -82,6 +133,9 @@ class Family:
     location_scale
         Whether the raw parameters are a location and, before a softplus, a scale: a shift
         and a scaling of the data map such a family to itself.
+    of_moments
+        Raw parameters of a density of values that are not negative but have a unit, by its
+        mean and relative spread. ``None`` for all other families.
     num_real
         Number of first raw parameters that may be any real number. The others become
         positive, or probabilities, by a softplus or a sigmoid.
@@ -99,11 +153,17 @@ class Family:
     support: Constraint
     neutral: Value = _always(0.5)
     location_scale: bool = False
+    of_moments: OfMoments | None = None
     num_real: int = 0
     reparametrised: bool = False
     marginal: bool = False
     takes_prior: bool = True
     joint: bool = False
+
+    @property
+    def has_unit(self) -> bool:
+        """Whether the values have a unit, so that a window may have its own scale."""
+        return self.location_scale or self.of_moments is not None
 
 
 def _location_scale(reparametrised: bool = True, marginal: bool = False) -> Family:
@@ -122,26 +182,41 @@ FAMILIES = {
     LaplaceLikelihood: _location_scale(),
     GumbelLikelihood: _location_scale(),
     CauchyLikelihood: _location_scale(reparametrised=False),  # has no mean
-    LogNormalLikelihood: Family(positive, neutral=_exp, num_real=1, marginal=True),
-    WeibullLikelihood: Family(positive, neutral=_first, takes_prior=False),
-    ExponentialLikelihood: Family(nonnegative),
-    GammaLikelihood: Family(positive),  # at zero its density may be infinite
-    HalfNormalLikelihood: Family(nonnegative, neutral=_first),
+    LogNormalLikelihood: Family(
+        positive, neutral=_exp, of_moments=_log_normal, num_real=1, marginal=True
+    ),
+    WeibullLikelihood: Family(
+        positive, neutral=_first, of_moments=_weibull, takes_prior=False
+    ),
+    ExponentialLikelihood: Family(nonnegative, of_moments=_exponential),
+    # at zero its density may be infinite
+    GammaLikelihood: Family(positive, of_moments=_gamma),
+    HalfNormalLikelihood: Family(nonnegative, neutral=_first, of_moments=_half_normal),
     BetaLikelihood: Family(_OpenUnitInterval()),  # and at both ends
     ContinuousBernoulliLikelihood: Family(unit_interval),
     DirichletLikelihood: Family(simplex, joint=True),
     BernoulliLikelihood: Family(boolean, neutral=_always(1.0), marginal=True),
-    GeometricLikelihood: Family(nonnegative_integer, neutral=_always(0.0)),
-    NegativeBinomialLikelihood: Family(
-        nonnegative_integer, neutral=_always(1.0), takes_prior=False
+    GeometricLikelihood: Family(
+        nonnegative_integer, neutral=_always(0.0), of_moments=_geometric
     ),
-    PoissonLikelihood: Family(nonnegative_integer, neutral=_always(1.0)),
+    NegativeBinomialLikelihood: Family(
+        nonnegative_integer,
+        neutral=_always(1.0),
+        of_moments=_negative_binomial,
+        takes_prior=False,
+    ),
+    PoissonLikelihood: Family(
+        nonnegative_integer, neutral=_always(1.0), of_moments=_of_mean
+    ),
 }
 
 # Least raw parameter of those that are not real. A softplus or a sigmoid of it, 4e-18, is
 # zero for all purposes but one: the density exists, and its logarithm and derivatives are
 # finite in float32.
 MIN_RAW = -40.0
+
+# The least relative spread of values that are not negative, and the greatest.
+MIN_RELATIVE_SPREAD, MAX_RELATIVE_SPREAD = 1e-3, 1e3
 
 
 def family_of(likelihood: TorchLikelihood) -> Family:
@@ -196,6 +271,44 @@ def bounded(likelihood: TorchLikelihood, raw: Tensor) -> Tensor:
         return raw.maximum(raw.amax(-2, keepdim=True) + MIN_RAW)
     first, others = raw.tensor_split([family.num_real], dim=-1)
     return torch.cat([first, others.clamp(min=MIN_RAW)], dim=-1)
+
+
+def in_units(
+    likelihood: TorchLikelihood, raw: Tensor, location: Tensor, spread: Tensor
+) -> Tensor:
+    """Turn what a network says of normalised values into parameters of the data.
+
+    Of values that are not negative it says their mean, from which a softplus takes what is
+    below zero, and their spread.
+
+    Parameters
+    ----------
+    likelihood
+        The family, one of darts' with a density.
+    raw
+        What the network says, (..., T, C, K).
+    location, spread
+        What normalised values are multiplied by, and then added to, is ``spread`` and
+        ``location``, (..., T, C) each, or what is the same for all.
+
+    Returns
+    -------
+    Tensor
+        Raw parameters of the density of the data, (..., T, C, K). Those of a family whose
+        values have no unit are what the network says.
+    """
+    family = family_of(likelihood)
+    if not family.has_unit:
+        return raw
+    size = nn.functional.softplus(raw[..., 1:].clamp(min=MIN_RAW))
+    if family.location_scale:
+        raw_spread = _inverse_softplus(size.squeeze(-1) * spread)
+        return torch.stack([raw[..., 0] * spread + location, raw_spread], dim=-1)
+    assert family.of_moments is not None
+    mean = nn.functional.softplus((location / spread + raw[..., 0]).clamp(min=MIN_RAW))
+    relative = size / mean.unsqueeze(-1)
+    relative = relative.clamp(MIN_RELATIVE_SPREAD, MAX_RELATIVE_SPREAD)
+    return torch.stack(family.of_moments(mean * spread, *relative.unbind(-1)), dim=-1)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from darts_ddssm.series.likelihoods import (
     draw,
     family_of,
     has_prior,
+    in_units,
     log_prob,
     marginal_parameters,
     negative_log_likelihood,
@@ -128,6 +129,9 @@ class SeriesModel:
         Number L of time steps that a latent state stands for.
     input_chunk_length, output_chunk_shift, output_chunk_length
         Steps I, G and n of a training window.
+    is_unit_free
+        Whether the decoder knows nothing of the unit of values that are not negative. In
+        models of earlier versions it gives their parameters as they are.
     """
 
     ssm: StateSpaceModel
@@ -140,6 +144,7 @@ class SeriesModel:
     input_chunk_length: int
     output_chunk_shift: int
     output_chunk_length: int
+    is_unit_free: bool = True
 
     @property
     def family(self) -> Family:
@@ -199,9 +204,31 @@ class SeriesModel:
 
         The first step is counted from the first one after the input chunk.
         """
+        normalised = self.family.location_scale
+        if not normalised:
+            raw = self.in_units(raw, scale, first)
         # (S, B, T, ...) -> (S * B, T, ...) and back
         sample = draw(self.likelihood, raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
-        return scale.to_data(sample, first) if self.family.location_scale else sample
+        return scale.to_data(sample, first) if normalised else sample
+
+    def in_units(self, raw: Tensor, scale: Scale, first: int) -> Tensor:
+        """Turn raw parameters of normalised values into those of the data.
+
+        Parameters
+        ----------
+        raw
+            Raw parameters, (..., B, T, C, K).
+        scale
+            The map from the data to normalised values.
+        first
+            The first step, counted from the first one after the input chunk.
+        """
+        return self._in_units(raw, scale.shift_along(raw.shape[-3], first), scale.spread)
+
+    def _in_units(self, raw: Tensor, location: Tensor, spread: Tensor) -> Tensor:
+        if not (self.is_unit_free or self.family.location_scale):
+            return raw
+        return in_units(self.likelihood, raw, location, spread)
 
     # --- the ELBO ---------------------------------------------------------------------
 
@@ -275,9 +302,9 @@ class SeriesModel:
         if self.family.location_scale and not has_prior(self.likelihood):
             # The density of the normalised values, and the change of variables.
             x, change = window.x, (weight * scale.spread.log()).mean()
-        elif self.family.location_scale:
-            # A prior is one of the data's parameters.
-            raw = scale.parameters_to_data(raw, self.first_step(x.shape[1]))
+        else:
+            # The density of the data. A prior is one of its parameters.
+            raw = self.in_units(raw, scale, self.first_step(x.shape[1]))
         nll = negative_log_likelihood(self.likelihood, raw, x, weight) + change
         # One weight for each window, (B, 1), that of its greatest value: a step or a
         # component of little weight must not make states cheap that all of them share.
@@ -348,15 +375,26 @@ class SeriesModel:
         function
             Function of likelihood, raw parameters, values and flags of one step, a patch.
         """
+        is_normalised = self.family.location_scale
         # what the emission is a density of
-        x = normalised.window.x if self.family.location_scale else normalised.data
-        x = self.patches(x.shape[1]).fold(x)
+        x = normalised.window.x if is_normalised else normalised.data
+        scale, cut = normalised.scale, self.patches(x.shape[1])
+        location = scale.shift_along(x.shape[1], self.first_step(x.shape[1]))
+        # outside the window, where nothing is observed, the spread must not be zero
+        location, log_spread = (
+            cut.fold(part.expand_as(x)) for part in (location, scale.spread.log())
+        )
+        x, spread = cut.fold(x), log_spread.exp()
 
         def of_states(z: Tensor, series: Tensor, t: int) -> Tensor:
             # (N, D) -> (N, 1, D)
             raw = self.ssm.decoder(z.unsqueeze(1), patches.u[series, t : t + 1])
-            seen = patches.observed[series, t : t + 1]
-            return function(self.likelihood, raw, x[series, t : t + 1], seen).squeeze(1)
+            values, seen, *units = (
+                part[series, t : t + 1] for part in (x, patches.observed, location, spread)
+            )
+            if not is_normalised:
+                raw = self._in_units(raw, *units)
+            return function(self.likelihood, raw, values, seen).squeeze(1)
 
         return of_states
 
@@ -561,6 +599,8 @@ class SeriesModel:
         encoded = self.encode(context, observed)
         how = n, num_samples, num_solver_steps, max_paths
         raw = torch.cat(list(self._forecast_parameters(encoded, horizon, *how)))
+        if not self.family.location_scale:
+            raw = self.in_units(raw, encoded.scale, self.output_chunk_shift)
         parameters = marginal_parameters(self.likelihood, raw)
         if self.family.location_scale:
             mean, std = parameters
@@ -583,9 +623,7 @@ class SeriesModel:
         history = self.ssm.mean_history(encoded.projection, patches, num_solver_steps)
         how = n, num_solver_steps, patches.x.shape[1], True
         raw = self._decode_ahead(history, horizon, *how)[0]
-        if not self.family.location_scale:
-            return raw
-        return encoded.scale.parameters_to_data(raw, self.output_chunk_shift)
+        return self.in_units(raw, encoded.scale, self.output_chunk_shift)
 
 
 def group_sizes(total: int, size: int) -> Iterator[int]:

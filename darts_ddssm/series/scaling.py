@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 from darts.models.components.layer_norm_variants import RINorm
-from torch import Tensor, nn
+from torch import Tensor
 
 # How often levels and season of a chunk are fitted in turns.
 SEASON_PASSES = 3
@@ -67,31 +67,31 @@ class Scale(NamedTuple):
         first
             The first of their steps, counted from the first one after the input chunk.
         """
-        return (x - self._shift_along(x, first)) / self.spread
+        return (x - self.shift_along(x.shape[-2], first)) / self.spread
 
     def to_data(self, x: Tensor, first: int = 0) -> Tensor:
         """Map normalised values to data, as :meth:`normalise` maps them back."""
-        return x * self.spread + self._shift_along(x, first)
+        return x * self.spread + self.shift_along(x.shape[-2], first)
 
-    def _shift_along(self, x: Tensor, first: int) -> Tensor:
-        """Return the shift at each step of values (..., B, T, C)."""
-        shift, num_steps = self.shift, x.shape[-2]
-        steps = torch.arange(first, first + num_steps, device=x.device)
+    def shift_along(self, num_steps: int, first: int = 0) -> Tensor:
+        """Return the shift at each of T steps: (B, T, C), or what is the same for all.
+
+        Parameters
+        ----------
+        num_steps
+            Number T of the steps.
+        first
+            The first of them, as for :meth:`normalise`.
+        """
+        shift = self.shift
+        steps = torch.arange(first, first + num_steps, device=shift.device)
         if self.slope is not None:
             # (B, 1, C) and (T, 1) -> (B, T, C)
-            shift = shift + self.slope * steps.to(x.dtype).unsqueeze(-1)
+            shift = shift + self.slope * steps.to(shift.dtype).unsqueeze(-1)
         if self.season is not None:
             # (B, Q, C) -> (B, T, C)
             shift = shift + self.season[:, steps % self.season.shape[1]]
         return shift
-
-    def parameters_to_data(self, raw: Tensor, first: int = 0) -> Tensor:
-        """Map raw parameters of a location-scale family (B, T, C, K) to the data's."""
-        location, raw_spread = raw.unbind(-1)
-        spread = nn.functional.softplus(raw_spread) * self.spread
-        # the inverse of softplus, exact for large and for small spreads
-        raw_spread = spread + torch.log(-torch.expm1(-spread))
-        return torch.stack([self.to_data(location, first), raw_spread], dim=-1)
 
     def detach(self) -> "Scale":
         """Return the same scale, from which nothing is learned."""

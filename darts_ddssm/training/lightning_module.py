@@ -93,7 +93,7 @@ def _with_scales(
 
     They knew no scale of covariates, or no range of them, and no trend of an input chunk,
     its level was the mean of all of it, and its least spread was a share of the training
-    set's.
+    set's. What they say of counts is in units of the data.
     """
     for kind in COVARIATES:
         for part in OF_COVARIATES:
@@ -101,6 +101,7 @@ def _with_scales(
             state.setdefault(prefix + name, module.get_buffer(name))
     for name in ("floor_spread", "floor_ratio", *LOCAL_PATTERN):
         state.setdefault(prefix + name, module.get_buffer(name))
+    state.setdefault(prefix + "is_unit_free", torch.tensor(False))
     floor = prefix + "floor_spread"
     if module.rin is not None and not state[floor].any():
         spread = state[prefix + "target_spread"]
@@ -137,6 +138,7 @@ class _DDSSMModule(PLForecastingModule):
 
     progress: Tensor
     by_instance: Tensor
+    is_unit_free: Tensor
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class _DDSSMModule(PLForecastingModule):
             # else darts' defaults would be saved as if the user had passed them
             for name in OPTIMIZER_ARGUMENTS:
                 self.hparams.pop(name, None)
-        if not decided and family_of(self.likelihood).location_scale:
+        if not decided and family_of(self.likelihood).has_unit:
             self.rin = RINorm(input_dim=self.n_targets, affine=False)
         self.num_solver_steps = num_solver_steps
         self.peak_kl_weight = peak_kl_weight
@@ -192,8 +194,10 @@ class _DDSSMModule(PLForecastingModule):
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))
-        # The same, `by_instance` and the local trend, where a look waits for no device.
+        # The same, `by_instance`, `is_unit_free` and the local trend, where a look waits
+        # for no device.
         self._share_done: float | None = None
+        self._is_unit_free: bool | None = True
         self._has_instance_scale: bool | None = decided and self.rin is not None
         self._local_pattern: LocalPattern | None = LocalPattern(self.input_chunk_length)
         # The last loss or the first one that was not finite.
@@ -202,6 +206,8 @@ class _DDSSMModule(PLForecastingModule):
         self._observed: Tensor | None = None
         # Whether each window has its own scale: as the user says, or by `set_scales`.
         self.register_buffer("by_instance", torch.tensor(decided and self.rin is not None))
+        # Whether the decoder knows nothing of the unit of values that are not negative.
+        self.register_buffer("is_unit_free", torch.tensor(True))
         # Which last values of an input chunk tell its level and its trend.
         for name, value in self._local_pattern._asdict().items():
             self.register_buffer(name, torch.tensor(value))
@@ -229,6 +235,8 @@ class _DDSSMModule(PLForecastingModule):
     @property
     def series_model(self) -> SeriesModel:
         """The distribution that this module trains, with the weights as they are now."""
+        if self._is_unit_free is None:
+            self._is_unit_free = bool(self.is_unit_free)
         return SeriesModel(
             ssm=self.ssm,
             likelihood=self.likelihood,
@@ -240,6 +248,7 @@ class _DDSSMModule(PLForecastingModule):
             input_chunk_length=self.input_chunk_length,
             output_chunk_shift=self.output_chunk_shift,
             output_chunk_length=self.output_chunk_length,
+            is_unit_free=self._is_unit_free,
         )
 
     @property
@@ -267,6 +276,7 @@ class _DDSSMModule(PLForecastingModule):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._has_instance_scale = self._local_pattern = self._share_done = None
+        self._is_unit_free = None
 
     @property
     def scales(self) -> TrainingScales:

@@ -193,10 +193,17 @@ def test_steady_series_have_one_scale(tiny):
     np.testing.assert_array_equal(auto, off)
 
 
-def test_other_likelihoods_have_one_scale(tiny):
+def test_shares_have_one_scale(tiny):
+    series = drifting().map(lambda x: 1 / (1 + np.exp(-x)))
+    model = tiny(likelihood=likelihoods.BetaLikelihood()).fit(series)
+    assert not model.model.by_instance
+    assert np.isfinite(model.log_likelihood())
+
+
+def test_positive_values_that_drift_have_their_own_scale(tiny):
     series = drifting() + 5.0
     model = tiny(likelihood=likelihoods.GammaLikelihood()).fit(series)
-    assert not model.model.by_instance
+    assert model.model.by_instance
     assert np.isfinite(model.log_likelihood())
 
 

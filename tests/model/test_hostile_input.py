@@ -198,19 +198,15 @@ def test_other_densities_have_finite_forecasts(model, missing, scale, n, seed):
     assert np.isfinite(drawn).all()
 
 
-@pytest.mark.parametrize("family", ["Gamma", "Exponential", "HalfNormal", "Geometric"])
-def test_training_at_a_large_scale_goes_on_or_says_what_to_try(tiny, family):
-    """Such a likelihood takes the data as they are, here with steps large and many."""
+@pytest.mark.parametrize("family", [*POSITIVE, *COUNTS])
+def test_training_at_a_large_scale_goes_on(tiny, family):
+    """Steps are large and many."""
     series = noisy_sine()
     values = np.round(1e6 * np.exp(series.values()))
     likelihood = getattr(likelihoods, f"{family}Likelihood")()
     model = tiny(likelihood=likelihood, n_epochs=15, optimizer_kwargs={"lr": 1e-2})
-    try:
-        (drawn,) = forecast(model, [series.with_values(values)], 6)
-    except RuntimeError as error:
-        assert "smaller learning rate" in str(error)
-    else:
-        assert np.isfinite(drawn).all()
+    (drawn,) = forecast(model, [series.with_values(values)], 6)
+    assert np.isfinite(drawn).all()
 
 
 # --- gaps, infinities, covariates -----------------------------------------------------

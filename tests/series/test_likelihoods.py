@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from darts import TimeSeries
 from darts.utils.likelihood_models import torch as likelihoods
 
 from darts_ddssm.series.likelihoods import FAMILIES as table
@@ -12,6 +13,7 @@ from darts_ddssm.series.likelihoods import (
     cumulative,
     family_of,
     in_support,
+    in_units,
     log_prob,
     negative_log_likelihood,
 )
@@ -232,8 +234,147 @@ def test_location_and_scale_move_the_density(family):
     scale = Scale(torch.tensor(5.0).double(), torch.tensor(3.0).double())
     ones = torch.ones_like(x)
     before = log_prob(likelihood, raw, x, ones)
-    after = log_prob(likelihood, scale.parameters_to_data(raw), scale.to_data(x), ones)
+    of_data = in_units(likelihood, raw, scale.shift, scale.spread)
+    after = log_prob(likelihood, of_data, scale.to_data(x), ones)
     torch.testing.assert_close(after, before - np.log(3.0))
+
+
+# --- values that are not negative -----------------------------------------------------
+
+# Families of values that have a unit and are not negative, and of counts.
+UNITS = [n for n in FAMILIES if FAMILIES[n] is POSITIVE or FAMILIES[n] is COUNTS]
+SHARES_ONLY = ["Beta", "Bernoulli", "ContinuousBernoulli", "Dirichlet"]
+TWO_PARAMETERS = ["Gamma", "LogNormal", "NegativeBinomial", "Weibull"]
+
+
+def test_which_families_have_a_unit():
+    for name in FAMILIES:
+        family = table[getattr(likelihoods, f"{name}Likelihood")]
+        is_location_scale = FAMILIES[name] is ANY
+        assert family.location_scale == is_location_scale
+        assert family.has_unit == (is_location_scale or name in UNITS), name
+
+
+def moments_of(family: str, mean: float, std: float, scale: Scale):
+    """Mean and variance of the density whose normalised moments the network says."""
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    # the inverse of the two softplus
+    location = (mean - scale.shift.item()) / scale.spread.item()
+    raw_spread = np.log(np.expm1(std / scale.spread.item()))
+    raw = torch.tensor([location, raw_spread][: likelihood.num_parameters]).double()
+    of_data = in_units(likelihood, raw.view(1, 1, 1, -1), scale.shift, scale.spread)
+    found = density(likelihood, of_data)
+    return found.mean.item(), found.variance.item()
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("family", UNITS)
+def test_network_says_mean_and_spread(family, unit):
+    """In any unit, and far from zero in terms of the spread, where nothing is cut off."""
+    scale = Scale(torch.tensor(50.0 * unit).double(), torch.tensor(2.0 * unit).double())
+    mean, std = 60.0 * unit, 6.0 * unit
+    found_mean, found_variance = moments_of(family, mean, std, scale)
+    # the probability of a rare count other than zero is known in single precision
+    assert found_mean == pytest.approx(mean, rel=1e-2 if family == "Geometric" else 1e-6)
+    if family in TWO_PARAMETERS:
+        expected = std**2 + (mean if family == "NegativeBinomial" else 0.0)
+        # that of a Weibull variable is known nearly
+        rough = 0.05 if family == "Weibull" else 1e-6
+        assert found_variance == pytest.approx(expected, rel=rough)
+
+
+@pytest.mark.parametrize("family", UNITS)
+def test_mean_far_below_zero_is_next_to_nothing(family):
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    raw = torch.tensor([-1e4, 3.0])[: likelihood.num_parameters].view(1, 1, 1, -1)
+    raw = raw.requires_grad_()
+    of_data = in_units(likelihood, raw, torch.tensor(5.0), torch.tensor(2.0))
+    x = torch.tensor([[[1.0]]])
+    loss = negative_log_likelihood(likelihood, of_data, x, torch.ones_like(x))
+    loss.backward()
+    assert loss.isfinite() and raw.grad.isfinite().all()
+    assert (density(likelihood, of_data).mean < 1e-6).all()
+
+
+@pytest.mark.parametrize("family", SHARES_ONLY)
+def test_shares_have_no_unit(family):
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    raw = torch.randn(1, 3, 2, likelihood.num_parameters)
+    assert in_units(likelihood, raw, torch.tensor(5.0), torch.tensor(2.0)) is raw
+
+
+def counts(length: int = 160, drift: float = 0.0) -> TimeSeries:
+    """Thousands, with a season of eight steps."""
+    steps = np.arange(length)
+    mean = 5000 * np.exp(0.2 * np.sin(2 * np.pi * steps / 8) + drift * steps)
+    values = np.random.default_rng(0).poisson(mean)
+    return TimeSeries.from_values(values.astype(np.float32))
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.02])
+@pytest.mark.parametrize("family", UNITS)
+def test_large_values_are_forecast_at_their_level(tiny, family, drift):
+    """After a few updates, also where they grow, by 40 % in a window."""
+    series = counts(drift=drift)
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    model = tiny(likelihood=likelihood, input_chunk_length=16, output_chunk_length=4)
+    model.fit(series[:-4])
+    forecast = model.predict(4, num_samples=200, random_state=0).all_values()
+    assert model.model.has_instance_scale == (drift > 0)
+    # two standard deviations of the season; those of a geometric mean are 0.07
+    assert forecast.mean() == pytest.approx(series[-4:].values().mean(), rel=0.4)
+
+
+@pytest.mark.parametrize("family", [f for f in UNITS if FAMILIES[f] is POSITIVE])
+def test_unit_changes_no_forecast(tiny, family):
+    """A thousand grams are a kilogram; the density has another unit, too."""
+    likelihood = getattr(likelihoods, f"{family}Likelihood")
+    grams, kilograms = counts(), counts().map(lambda x: x / 1024)
+    models = [tiny(likelihood=likelihood()).fit(one) for one in (grams, kilograms)]
+    first, second = (m.predict(4, num_samples=9, random_state=0) for m in models)
+    np.testing.assert_allclose(first.values(), 1024 * second.values(), rtol=1e-3)
+    difference = models[1].log_likelihood() - models[0].log_likelihood()
+    assert difference == pytest.approx(np.log(1024), abs=0.05)
+
+
+def test_counts_of_earlier_versions(tiny):
+    """The networks of saved models say the parameters of the data themselves."""
+    series = counts()
+    model = tiny(likelihood=likelihoods.PoissonLikelihood(), n_epochs=1).fit(series)
+    for parameter in model.model.ssm.decoder.parameters():
+        parameter.data.zero_()
+
+    def mean() -> float:
+        return model.predict(4, num_samples=500, random_state=0).all_values().mean()
+
+    level = series.values().mean()
+    assert mean() == pytest.approx(level, rel=0.1)
+    state = model.model.state_dict()
+    del state["is_unit_free"]
+    model.model.load_state_dict(state)
+    # the softplus of zero, by 2,000 draws
+    assert mean() == pytest.approx(np.log(2), abs=0.1)
+
+
+@pytest.mark.parametrize("patch_length", [1, 3])
+def test_growing_counts_have_a_latent_side(tiny, short_flows, patch_length):
+    series = counts(60, drift=0.02)
+    model = tiny(
+        likelihood=likelihoods.NegativeBinomialLikelihood(), patch_length=patch_length
+    )
+    model.fit(series)
+    assert model.model.has_instance_scale
+    filled = model.impute(with_gaps(series, slice(40, 44)), num_samples=50, random_state=0)
+    gap, known = filled.all_values()[40:44].mean(), series.values()[40:44].mean()
+    assert gap == pytest.approx(known, rel=0.4)
+    end = series[-20:]
+    whole = model.log_likelihood(end, num_samples=200, random_state=0)
+    steps = model.log_likelihood(end, num_samples=200, random_state=0, by_step=True)
+    # whole patches of the eight steps after the input chunk
+    number = 8 // patch_length * patch_length
+    assert np.nansum(steps.values()) / number == pytest.approx(whole, rel=0.2)
+    ranks = model.probability_integral_transform(end).values()
+    assert np.nanmin(ranks) >= 0 and np.nanmax(ranks) <= 1
 
 
 def test_a_likelihood_of_the_user_has_its_own_support():

@@ -7,6 +7,7 @@ from darts.models.components.layer_norm_variants import RINorm
 from darts.utils.likelihood_models import torch as likelihoods
 
 from darts_ddssm.series import scaling
+from darts_ddssm.series.likelihoods import in_units
 from darts_ddssm.series.scaling import (
     InstanceFloor,
     LocalPattern,
@@ -143,7 +144,9 @@ def test_a_line_is_taken_out(level_steps, trend_values, share_missing):
     torch.testing.assert_close(scale.normalise(x, first=-12), zeros, atol=1e-9, rtol=0)
     torch.testing.assert_close(scale.to_data(zeros[:, 12:]), x[:, 12:])
     raw = torch.zeros(5, 6, 2, 2, dtype=torch.float64)
-    torch.testing.assert_close(scale.parameters_to_data(raw)[..., 0], x[:, 12:])
+    location = scale.shift_along(6)
+    of_data = in_units(likelihoods.GaussianLikelihood(), raw, location, scale.spread)
+    torch.testing.assert_close(of_data[..., 0], x[:, 12:])
 
 
 def test_what_is_missing_may_be_any_number():
@@ -255,15 +258,15 @@ def test_instance_norm_keeps_the_likelihood_of_the_data():
     raw = torch.randn(4, 12, 2, 2, dtype=torch.float64)
     normalised, data = (
         likelihood._distr_from_params(likelihood._params_from_output(r))
-        for r in (raw, scale.parameters_to_data(raw))
+        for r in (raw, in_units(likelihood, raw, scale.shift, scale.spread))
     )
     expected = normalised.log_prob(scale.normalise(x)) - scale.spread.log()
     torch.testing.assert_close(data.log_prob(x), expected)
 
 
-def test_instance_norm_of_a_family_without_location(tiny):
+def test_instance_norm_of_a_family_without_unit(tiny):
     with pytest.raises(ValueError, match="`use_reversible_instance_norm` must be"):
         tiny(
-            likelihood=likelihoods.PoissonLikelihood(),
+            likelihood=likelihoods.BetaLikelihood(),
             use_reversible_instance_norm=True,
         )
