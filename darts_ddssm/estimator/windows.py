@@ -16,6 +16,9 @@ from torch import Tensor
 # Windows, evenly spaced over all series, that anything is taken from.
 NUM_WINDOWS = 1000
 
+# Multiples of it, without their whole parts, lie evenly between 0 and 1.
+GOLDEN_RATIO = (1 + 5**0.5) / 2
+
 
 class Windows(NamedTuple):
     """Some windows of a series.
@@ -55,7 +58,7 @@ def windows_of(
         The most windows of all series, but at least one of each.
     """
     num_windows = max(max_windows // max(len(series), 1), 1)
-    for one in series:
+    for i, one in enumerate(series):
         last = len(one) - length
         if last < 0:
             continue
@@ -63,6 +66,9 @@ def windows_of(
         path = torch.from_numpy(one.all_values(copy=False).astype(np.float64).mean(-1))
         first = int(first_share * (last + 1))
         starts = np.unique(np.linspace(first, last, num_windows).astype(int))
+        if num_windows == 1:
+            # at other places of each series, which may all start alike
+            starts = first + np.array([int(i * GOLDEN_RATIO % 1 * (last - first + 1))])
         x = torch.stack([path[start : start + length] for start in starts], 1)
         yield Windows(path[: first + length - 1], x, torch.from_numpy(starts))
 

@@ -537,6 +537,17 @@ def test_what_does_not_repeat_has_no_season(series, input_length):
     assert automatic_local_pattern(series, input_length, 0, 6).season_length == 0
 
 
+@pytest.mark.parametrize("number", [1, 400, 501, 2000])
+def test_windows_of_many_series_are_not_all_their_first(number):
+    """However all of them start."""
+    series = [TimeSeries.from_values(np.arange(200.0)) for _ in range(number)]
+    starts = torch.cat([part.starts for part in windows_of(series, 20)])
+    assert len(starts) >= number
+    assert starts.min() >= 0 and starts.max() <= 180
+    assert starts.double().mean() == pytest.approx(90, abs=3)
+    assert starts.double().std() > 45
+
+
 def test_windows_of_a_long_series_may_be_few(tiny):
     """Of which a training has its last ones alone."""
     series = uneven_seasons(FEW_WINDOWS + 18)
