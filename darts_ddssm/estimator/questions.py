@@ -6,6 +6,7 @@ Letters as in :mod:`darts_ddssm.ssm`.
 
 import reprlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,15 +32,25 @@ from darts_ddssm.validation import check, check_positive_integer
 # Number of training windows up to which a series counts as about as long as one.
 MAX_WINDOWS = 2
 
+# The most training windows that a window is led back for a scale of a few components.
+MAX_BACK = 4
+
+# The most steps of all series of a batch, to bound the memory.
+MAX_STEPS = 2**15
+
 
 def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
-    """Yield the places of at most ``batch_size`` samples of one length."""
+    """Yield the places of at most ``batch_size`` samples of one length.
+
+    There are fewer where they are long.
+    """
     by_length: dict[int, list[int]] = {}
     for i, sample in enumerate(samples):
         by_length.setdefault(len(sample.past_target), []).append(i)
-    for places in by_length.values():
-        for start in range(0, len(places), batch_size):
-            yield places[start : start + batch_size]
+    for length, places in by_length.items():
+        size = max(min(batch_size, MAX_STEPS // length), 1)
+        for start in range(0, len(places), size):
+            yield places[start : start + size]
 
 
 def ask(
@@ -121,6 +132,23 @@ def ask_filtered(
     return [z.swapaxes(0, 1) for z in np.split(np.stack(states), ends)]
 
 
+class Span(NamedTuple):
+    """A part of a series that is asked about, and which of its answers count.
+
+    Attributes
+    ----------
+    start, end
+        Its steps.
+    first, last
+        The steps, from the first one to the one before the last one, whose answers count.
+    """
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
 def ask_by_window(
     model: MixedCovariatesTorchModel,
     question: type[Question],
@@ -133,7 +161,8 @@ def ask_by_window(
     """Ask about whole series, or window by window where each window has its own scale.
 
     The windows overlap by half. Each step has its answer from the window in whose middle
-    it is most nearly.
+    it is, and the steps of a gap have theirs from one window, which is longer where the gap
+    is long: its samples are joint.
 
     Parameters
     ----------
@@ -143,56 +172,117 @@ def ask_by_window(
         Number of time steps per step of an answer; the last of them ends with the series.
     """
     how = num_samples, batch_size, verbose
-    spans = [_spans(model, len(sample.past_target)) for sample in samples]
-    found = _ask_of_spans(model, question, samples, spans, *how)
-    return [_joined(x, some, every) for x, some in zip(found, spans, strict=True)]
+    spans = [_windows(model, np.isnan(sample.past_target)) for sample in samples]
+    return _ask_of_spans(model, question, samples, spans, every, *how)
 
 
 def _ask_of_spans(
     model: MixedCovariatesTorchModel,
     question: type[Question],
     samples: Sequence[Sample],
-    spans: Sequence[Sequence[tuple[int, int]]],
+    spans: Sequence[Sequence[Span]],
+    every: int,
     num_samples: int,
     batch_size: int | None,
     verbose: bool | None,
-) -> list[list[np.ndarray]]:
-    """Ask about parts of each sample, from their starts to their ends, all at once."""
-    windows = [
-        part_of(sample, slice(*span))
+) -> list[np.ndarray]:
+    """Ask about spans of each sample, all at once, and join the answers that count."""
+    parts = [
+        part_of(sample, slice(span.start, span.end))
         for sample, of_sample in zip(samples, spans, strict=True)
         for span in of_sample
     ]
-    found = iter(ask(model, question, windows, num_samples, batch_size, verbose))
-    return [[next(found) for _ in of_sample] for of_sample in spans]
+    found = iter(ask(model, question, parts, num_samples, batch_size, verbose))
+    return [
+        np.concatenate([_counting(next(found), span, every) for span in of_sample], axis=1)
+        for of_sample in spans
+    ]
 
 
-def _spans(model: MixedCovariatesTorchModel, num_steps: int) -> list[tuple[int, int]]:
-    """Start and end of the windows of a series, the last one first."""
-    length, patch = window_length(model), model.model.patch_length
+def _counting(answer: np.ndarray, span: Span, every: int) -> np.ndarray:
+    """Take those steps of an answer (S, M, ...) about a span that count."""
+    # the last steps of patches, from the end of the span
+    steps = np.arange(span.end - 1 - every * (answer.shape[1] - 1), span.end, every)
+    return answer[:, (span.first <= steps) & (steps < span.last)]
+
+
+def _windows(model: MixedCovariatesTorchModel, missing: np.ndarray) -> list[Span]:
+    """Return the windows of a series whose values (T, C) are missing, or are not.
+
+    Where windows have no scale of their own, the series is one window.
+    """
+    num_steps, length = len(missing), window_length(model)
     if not model.model.has_instance_scale or num_steps <= length:
-        return [(0, num_steps)]
+        return [Span(0, num_steps, 0, num_steps)]
+    patch = model.model.patch_length
     # whole patches, so that those of all windows coincide
-    hop = max(length // 2 // patch, 1) * patch
-    ends = range(num_steps, length, -hop)
-    # the first window may be longer by less than a patch
-    first = num_steps - (num_steps - length) // patch * patch
-    return [(end - length, end) for end in ends if end > first] + [(0, first)]
+    margin, hop = (max(length // parts // patch, 1) * patch for parts in (4, 2))
+    is_cut = _cut_gaps(missing, length)
+    borders = {num_steps}
+    for border in range(num_steps - margin - hop, length - margin - 1, -hop):
+        while border > 0 and is_cut[border]:
+            border -= patch
+        if border > 0:
+            borders.add(border)
+    spans, first = [], 0
+    for last in sorted(borders):
+        # at least as long as a training window, and its last patch is whole
+        end = min(last + margin, num_steps)
+        start = max(min(first - margin, end - length), 0)
+        end += max(-(-(start + length - end) // patch), 0) * patch
+        start = _start_with_values(model, ~missing, start)
+        spans.append(Span(start, min(end, num_steps), first, last))
+        first = last
+    return spans
 
 
-def _joined(
-    answers: Sequence[np.ndarray], spans: Sequence[tuple[int, int]], every: int
-) -> np.ndarray:
-    """Join answers (S, T, ...) about overlapping windows to one about the series."""
-    steps, distances = [], []
-    for start, end in spans:
-        own = np.arange(start + (end - start - 1) % every, end, every)
-        steps.append(own)
-        distances.append(np.abs(own - (start + end - 1) / 2))
-    order = np.lexsort((np.concatenate(distances), np.concatenate(steps)))
-    _, first = np.unique(np.concatenate(steps)[order], return_index=True)
-    joined: np.ndarray = np.concatenate(answers, axis=1)[:, order[first]]
-    return joined
+def _cut_gaps(missing: np.ndarray, length: int) -> np.ndarray:
+    """Tell before which steps a border would cut a gap, (T,).
+
+    A gap of some components alone counts if it is no longer than a window: a component may
+    be missing for as long as it likes.
+
+    Parameters
+    ----------
+    missing
+        Whether values are missing, (T, C).
+    length
+        Steps of a window.
+    """
+    is_cut = np.zeros(len(missing), dtype=bool)
+    for in_gap, longest in ((missing.all(1), len(missing)), (missing.any(1), length)):
+        edges = np.diff(in_gap.astype(int), prepend=0, append=0)
+        starts, ends = (edges == 1).nonzero()[0], (edges == -1).nonzero()[0]
+        for start, end in zip(starts, ends, strict=True):
+            if end - start <= longest:
+                is_cut[start + 1 : end] = True
+    return is_cut
+
+
+def _start_with_values(
+    model: MixedCovariatesTorchModel, known: np.ndarray, start: int
+) -> int:
+    """Move the start of a window back until its input chunk has values to take a scale of.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    known
+        Whether values of the series are known, (T, C).
+    start
+        The start of the window.
+    """
+    length = model.input_chunk_length
+    known = known[: start + length]
+    lacks = known.any(0) & ~known[start:].any(0)
+    if not lacks.any():
+        return start
+    # the chunk ends with the last value of the component that lacks values for longest
+    last = len(known) - 1 - int(known[::-1, lacks].argmax(0).max())
+    # one component must not lead every window far back
+    is_far = start + length - last > MAX_BACK * window_length(model)
+    return start if is_far and not lacks.all() else max(last + 1 - length, 0)
 
 
 def ask_predicted(
@@ -217,17 +307,8 @@ def ask_predicted(
     how = num_samples, batch_size, verbose
     if not model.model.has_instance_scale:
         return ask(model, question, samples, *how)
-    spans, chunk = [], model.input_chunk_length
-    for sample in samples:
-        stretches = _stretches(model, len(sample.past_target))
-        spans.append([(start - chunk, end) for start, end in stretches])
-    found = _ask_of_spans(model, question, samples, spans, *how)
-    predicted = []
-    for of_sample, some in zip(found, spans, strict=True):
-        numbers = [(end - start - chunk) // every for start, end in some]
-        last = [x[:, -number:] for x, number in zip(of_sample, numbers, strict=True)]
-        predicted.append(np.concatenate(last, axis=1))
-    return predicted
+    spans = [_stretches(model, np.isnan(sample.past_target)) for sample in samples]
+    return _ask_of_spans(model, question, samples, spans, every, *how)
 
 
 def first_predicted(model: MixedCovariatesTorchModel, num_steps: int) -> int:
@@ -255,13 +336,30 @@ def check_is_predicted(model: MixedCovariatesTorchModel, samples: Sequence[Sampl
         )
 
 
-def _stretches(model: MixedCovariatesTorchModel, num_steps: int) -> list[tuple[int, int]]:
-    """Start and end of the stretches that are predicted in one scale each."""
-    first, patch = first_predicted(model, num_steps), model.model.patch_length
+def _stretches(model: MixedCovariatesTorchModel, missing: np.ndarray) -> list[Span]:
+    """Return stretches of a series that are predicted in one scale each.
+
+    Each has the input chunk before it, or the last one before that has values.
+
+    Parameters
+    ----------
+    model
+        A fitted model whose windows have scales of their own.
+    missing
+        Whether values of the series are missing, (T, C).
+    """
+    num_steps, chunk = len(missing), model.input_chunk_length
+    patch, first = model.model.patch_length, first_predicted(model, num_steps)
     # whole patches, so that those of all stretches are on one grid
-    length = max((window_length(model) - model.input_chunk_length) // patch, 1) * patch
-    starts = range(first, num_steps, length)
-    return [(start, min(start + length, num_steps)) for start in starts]
+    length = max((window_length(model) - chunk) // patch, 1) * patch
+    spans = []
+    for start in range(first, num_steps, length):
+        end = min(start + length, num_steps)
+        # only components that have values there need a scale
+        needed = ~missing[:, ~missing[start:end].all(0)]
+        begin = _start_with_values(model, needed, start - chunk)
+        spans.append(Span(begin, end, start, end))
+    return spans
 
 
 def is_as_in_training(model: MixedCovariatesTorchModel, sample: Sample) -> bool:

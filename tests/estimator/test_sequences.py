@@ -6,6 +6,7 @@ the other questions ask it too, by one test a question.
 """
 
 from functools import cache
+from types import SimpleNamespace as Namespace
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,12 @@ from darts import TimeSeries
 from darts.utils.timeseries_generation import datetime_attribute_timeseries
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm.estimator.questions import _joined, _spans
+from darts_ddssm.estimator import questions as asking
+from darts_ddssm.estimator.questions import _batches, _counting, _windows
 from tests.helpers import (
     COVARIATES,
     GAPS,
+    INPUT,
     KINDS,
     QUESTIONS,
     SERIES,
@@ -261,24 +264,107 @@ def test_instance_norm_takes_series_of_any_length(patch, shift):
 
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("num_steps", [18, 19, 27, 40, 81])
-def test_windows_are_joined_where_they_know_both_sides(num_steps, every):
+def test_each_step_is_in_the_middle_of_a_window(num_steps, every):
     model = fitted(use_reversible_instance_norm=True, patch_length=every)
-    spans = _spans(model, num_steps)
-    steps = [
-        np.arange(start + (end - start - 1) % every, end, every) for start, end in spans
+    spans = _windows(model, np.zeros((num_steps, 1), dtype=bool))
+    assert [span.first for span in spans] == [0, *(span.last for span in spans[:-1])]
+    assert spans[-1].last == num_steps
+    margin = max(WINDOW // 4 // every, 1) * every
+    for span in spans:
+        # whole patches, on one grid
+        assert (num_steps - span.end) % every == (num_steps - span.last) % every == 0
+        assert span.start == 0 or span.first - span.start >= margin
+        assert span.end == num_steps or span.end - span.last >= margin
+        length = span.end - span.start
+        assert WINDOW <= length <= WINDOW + max(WINDOW // 2, every) + every
+    # an answer that tells its steps
+    told = [
+        np.arange(num_steps)[None, s.start : s.end][:, ::-every][:, ::-1] for s in spans
     ]
-    # an answer that tells its step, and one that tells how near it is to an edge
-    edges = [
-        np.minimum(own - start, end - 1 - own)
-        for own, (start, end) in zip(steps, spans, strict=True)
+    pairs = zip(told, spans, strict=True)
+    joined = np.concatenate([_counting(*pair, every) for pair in pairs], axis=1)
+    expected = np.arange((num_steps - 1) % every, num_steps, every)
+    np.testing.assert_array_equal(joined[0], expected)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("gap", [slice(30, 36), slice(20, 70), slice(5, 79), slice(60, 80)])
+def test_gap_is_in_one_window(gap, every):
+    """Which has values before it, of which to take a scale."""
+    model = fitted(use_reversible_instance_norm=True, patch_length=every)
+    missing = np.zeros((80, 1), dtype=bool)
+    missing[gap] = True
+    spans = _windows(model, missing)
+    (own,) = (s for s in spans if s.first <= gap.start < s.last)
+    assert own.last >= gap.stop and own.start < gap.start
+    for span in spans:
+        assert not missing[span.start : span.start + INPUT].all()
+
+
+def test_component_that_is_missing_for_long_is_in_many_windows():
+    """The others are known beside it; a short gap of it is in one."""
+    model = fitted(use_reversible_instance_norm=True, num_components=2)
+    missing = np.zeros((400, 2), dtype=bool)
+    missing[20:380, 0] = True
+    assert len(_windows(model, missing)) > 20
+    missing[:] = False
+    missing[40:50, 0] = True
+    spans = _windows(model, missing)
+    assert any(s.first <= 40 and s.last >= 50 for s in spans)
+
+
+def drifting(length: int = 160) -> np.ndarray:
+    """A line to fifty times the noise about it, (T, 1)."""
+    noise = noisy_sine(length).values()
+    return noise + np.linspace(0, 50, length, dtype=np.float32)[:, None]
+
+
+@cache
+def of_drifting() -> DDSSMModel:
+    arguments = dict(transition="gaussian", n_epochs=20, optimizer_kwargs={"lr": 1e-2})
+    return tiny_model(use_reversible_instance_norm=True, **arguments).fit(
+        TimeSeries.from_values(drifting())
+    )
+
+
+def test_long_gap_is_filled_between_its_ends():
+    """By joint samples, without a step anywhere."""
+    x = drifting()
+    series = with_gaps(TimeSeries.from_values(x), slice(110, 150))
+    filled = of_drifting().impute(series, num_samples=200, random_state=0).all_values()
+    middle = np.median(filled[110:150, 0], axis=1)
+    # the mean of the training set, 25, is 9 below the first end
+    assert (middle > x[109] - 4).all() and (middle < x[150] + 4).all()
+
+
+def test_scenario_beyond_the_end_of_a_drifting_series():
+    x = drifting()
+    goal = np.full((40, 1), np.nan, dtype=np.float32)
+    goal[-1] = x[-1] + 5
+    series = TimeSeries.from_values(np.concatenate([x, goal]))
+    ahead = of_drifting().impute(series, num_samples=100, random_state=0).all_values()
+    assert np.abs(np.median(ahead[160:-1, 0], axis=1) - x[-1]).max() < 15
+
+
+def test_value_after_a_long_gap_is_likely_at_the_level_before_it():
+    """And not at the mean of the training set."""
+    x = drifting()
+    x[120:150] = np.nan
+    likely, unlikely = x.copy(), x.copy()
+    likely[150:], unlikely[150:] = x[119], x[80]
+    how = {"num_samples": 100, "random_state": 0}
+    found = [
+        of_drifting().log_likelihood(TimeSeries.from_values(one[:156]), **how)
+        for one in (likely, unlikely)
     ]
-    told = [np.stack(pair, -1)[None] for pair in zip(steps, edges, strict=True)]
-    (joined,) = _joined(told, spans, every)
-    assert joined[:, 0].tolist() == list(range((num_steps - 1) % every, num_steps, every))
-    for step, edge in joined.tolist():
-        every_edge = np.concatenate(edges)[np.concatenate(steps) == step]
-        # of windows of nearly one length, the one in whose middle it is
-        assert edge >= every_edge.max() - every
+    assert found[0] > found[1]
+
+
+def test_long_series_are_asked_about_one_at_a_time(monkeypatch):
+    """To bound the memory."""
+    monkeypatch.setattr(asking, "MAX_STEPS", 100)
+    samples = [Namespace(past_target=np.zeros((n, 1))) for n in (80, 80, 30, 30, 30, 30)]
+    assert list(_batches(samples, 8)) == [[0], [1], [2, 3, 4], [5]]
 
 
 def test_instance_norm_imputes_at_the_level_of_each_window():
