@@ -31,6 +31,10 @@ logger = get_logger(__name__)
 # The most latents, one per row, that are drawn at a time, to bound the memory.
 MAX_ROWS = 2**16
 
+# A particle filter has so many paths at least, if they are asked for. A few of them soon
+# follow one way alone.
+MIN_FILTER_PATHS = 128
+
 
 @dataclass
 class Question(ABC):
@@ -64,10 +68,11 @@ class Question(ABC):
         """Return how the series are cut: their last patches are whole."""
         return model.patches(self.batch.past_target.shape[1])
 
-    def _group_sizes(self) -> Iterator[int]:
-        """Sizes of groups of samples that bound the memory."""
+    def _group_sizes(self, least: int = 1) -> Iterator[int]:
+        """Sizes of groups of samples that bound the memory, but are not too small."""
         num_series, num_steps, _ = self.batch.past_target.shape
-        return group_sizes(self.num_samples, MAX_ROWS // (num_series * num_steps))
+        size = max(MAX_ROWS // (num_series * num_steps), least)
+        return group_sizes(self.num_samples, size)
 
 
 class SmoothedStates(Question):
@@ -119,7 +124,7 @@ class LogLikelihood(Question):
         window, cut = normalised.window, self._cut(model)
         # the values that the emission is a density of
         x = window.x if model.family.location_scale else normalised.data
-        patches = cut.fold_window(window)
+        patches = cut.fold_window(model.inputs_of(window))
         path = model.ssm.sample_posterior(patches, num_samples)
         # (B, ...) -> (S * B, ...), sample by sample
         x, observed = (part.repeat(num_samples, 1, 1) for part in (x, window.observed))
@@ -147,15 +152,25 @@ class PredictiveLogDensities(Question):
     """
 
     def answer(self, model: SeriesModel) -> Tensor:
-        normalised, sums, sizes = self._normalised(model), [], []
-        for size in self._group_sizes():
+        normalised, groups, sizes = self._normalised(model), [], []
+        for size in self._group_sizes(MIN_FILTER_PATHS):
             found = model.predictive(normalised, size, self.num_solver_steps)
-            sums.append(found.log_density.cumsum(1))
+            groups.append(found.log_density)
             sizes.append(math.log(size / self.num_samples))
-        # (groups, B, M) -> (B, M)
-        shares = torch.tensor(sizes).to(sums[0]).view(-1, 1, 1)
-        total = (torch.stack(sums) + shares).logsumexp(0)
-        return total.diff(dim=1, prepend=torch.zeros_like(total[:, :1])).unsqueeze(0)
+        log_shares = torch.tensor(sizes).to(groups[0]).unsqueeze(-1)
+        steps = []
+        # a sum over all steps would leave no digits for those after an unusual one
+        for log_density in torch.stack(groups).unbind(-1):
+            # (groups, B) -> (B,)
+            highest = log_density.amax(0)
+            is_possible = highest > -torch.inf
+            # of an impossible step nothing can be learned
+            relative = torch.where(is_possible, log_density - highest, 0.0)
+            joint = log_shares + relative
+            steps.append(highest + joint.logsumexp(0))
+            log_shares = joint.log_softmax(0)
+        # M of (B,) -> (1, B, M)
+        return torch.stack(steps, -1).unsqueeze(0)
 
 
 class ProbabilityTransforms(Question):
@@ -163,7 +178,7 @@ class ProbabilityTransforms(Question):
 
     def answer(self, model: SeriesModel) -> Tensor:
         normalised, total = self._normalised(model), torch.zeros(())
-        for size in self._group_sizes():
+        for size in self._group_sizes(MIN_FILTER_PATHS):
             how = size, self.num_solver_steps
             found = model.predictive(normalised, *how, transforms=True)
             total = total.to(found.transform) + size / self.num_samples * found.transform
@@ -269,7 +284,8 @@ class Distillation(Question):
     def _contexts(self, model: SeriesModel) -> Tensor:
         """Contexts of steps of the paths, in random order: (N, H)."""
         ssm, context = model.ssm, model.ssm.transition.context
-        patches = model.training_patches.fold_window(self._normalised(model).window)
+        seen = model.inputs_of(self._normalised(model).window)
+        patches = model.training_patches.fold_window(seen)
         num_windows, num_patches, _ = patches.x.shape
         size = math.ceil(self.num_draws / (2 * num_windows * num_patches))
         inputs = patches.transition_inputs.repeat(size, 1, 1)

@@ -313,10 +313,10 @@ def in_units(
 
 @contextmanager
 def _unchecked() -> Iterator[None]:
-    """Let torch make densities without a look at their parameters.
+    """Let torch make and ask densities without a look at parameters and values.
 
     The look waits for the device. Bounded parameters pass it unless they are not finite,
-    and then neither are draws and densities.
+    and then neither are draws and densities. Values are looked at before they go there.
     """
     default = Distribution._validate_args
     Distribution.set_default_validate_args(False)
@@ -444,7 +444,8 @@ def cumulative(
     """
     x, _ = _without_missing(likelihood, bounded(likelihood, raw), x, observed)
     try:
-        below: Tensor = density(likelihood, raw).cdf(x)
+        with _unchecked():
+            below: Tensor = density(likelihood, raw).cdf(x)
     except NotImplementedError:
         drawn = draw(likelihood, raw)
         same = (drawn == x) & (torch.rand_like(drawn) < 0.5)
@@ -469,7 +470,8 @@ def log_prob(
         1 where ``x`` is observed and 0 where it is missing, (N, T, C).
     """
     x, observed = _without_missing(likelihood, bounded(likelihood, raw), x, observed)
-    log_probs: Tensor = density(likelihood, raw).log_prob(x) * observed
+    with _unchecked():
+        log_probs: Tensor = density(likelihood, raw).log_prob(x) * observed
     return log_probs.sum(-1) if log_probs.dim() == x.dim() else log_probs
 
 

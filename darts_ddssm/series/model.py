@@ -47,6 +47,9 @@ from darts_ddssm.ssm.window import Window
 # Samples of each series that are drawn at a time where the past has gaps.
 FILTERED_SAMPLES = 512
 
+# How far from zero an input may be, as a share of the farthest one in training.
+MAX_SHARE_OF_LARGEST = 10.0
+
 
 class NormalisedWindow(NamedTuple):
     """A window near zero with a spread near one.
@@ -129,6 +132,9 @@ class SeriesModel:
         Number L of time steps that a latent state stands for.
     input_chunk_length, output_chunk_shift, output_chunk_length
         Steps I, G and n of a training window.
+    largest_input
+        The greatest distance of normalised values from zero in training, (C,), infinite
+        where none is known.
     is_unit_free
         Whether the decoder knows nothing of the unit of values that are not negative. In
         models of earlier versions it gives their parameters as they are.
@@ -144,6 +150,7 @@ class SeriesModel:
     input_chunk_length: int
     output_chunk_shift: int
     output_chunk_length: int
+    largest_input: Tensor
     is_unit_free: bool = True
 
     @property
@@ -164,6 +171,22 @@ class SeriesModel:
             )
         x = scale.normalise(window.x, self.first_step(window.x.shape[1]))
         return NormalisedWindow(window._replace(x=x), scale, window.x)
+
+    @torch.no_grad()
+    def track_inputs(self, window: Window) -> None:
+        """Note how far the values of normalised training windows are from zero."""
+        largest = (window.x.abs() * window.observed).amax((0, 1))
+        known = self.largest_input.masked_fill(self.largest_input.isinf(), 0.0)
+        self.largest_input.copy_(known.maximum(largest))
+
+    def inputs_of(self, window: Window) -> Window:
+        """Return what the encoder sees of a normalised window.
+
+        Of values very far beyond those of training it knows nothing: one of a component
+        that was constant would outweigh all others.
+        """
+        bound = MAX_SHARE_OF_LARGEST * self.largest_input
+        return window._replace(x=window.x.clamp(-bound, bound))
 
     def first_step(self, num_steps: int) -> int:
         """Return the first step of so many that begin with an input chunk.
@@ -325,7 +348,7 @@ class SeriesModel:
             ``None`` if they are not there.
         """
         normalised, cut = self.normalise(window), self.patches(window.x.shape[1])
-        patches = cut.fold_window(normalised.window)
+        patches = cut.fold_window(self.inputs_of(normalised.window))
         seen = (window.observed.cpu() if observed is None else observed).any(-1, True)
         share = cut.share(seen.to(window.x.dtype))
         return Encoded(normalised, patches, self.ssm.encode(patches), share)
@@ -423,7 +446,7 @@ class SeriesModel:
             the values of each patch, (B, M, L * C).
         """
         cut = self.patches(normalised.window.x.shape[1])
-        patches = cut.fold_window(normalised.window)
+        patches = cut.fold_window(self.inputs_of(normalised.window))
         log_emission = self._of_emission(normalised, patches, log_prob)
         of_transforms = None
         if transforms:

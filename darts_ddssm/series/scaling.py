@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 from darts.models.components.layer_norm_variants import RINorm
-from torch import Tensor
+from torch import Tensor, nn
 
 # How often levels and season of a chunk are fitted in turns.
 SEASON_PASSES = 3
@@ -270,9 +270,12 @@ def season_of(x: Tensor, observed: Tensor, length: int, num_cycles: int) -> Tens
         Deviations from the level, from the first step after the chunk on, (B, Q, C). Their
         mean is zero, and so is what is nowhere observed.
     """
-    # (B, V * Q, C) -> (B, V, Q, C)
+    # a past that is shorter begins with missing values
+    before = max(num_cycles * length - x.shape[1], 0)
     values, known = (
-        part[:, -num_cycles * length :].unflatten(1, (num_cycles, length))
+        nn.functional.pad(part[:, -num_cycles * length :], (0, 0, before, 0))
+        # (B, V * Q, C) -> (B, V, Q, C)
+        .unflatten(1, (num_cycles, length))
         for part in (x, observed)
     )
 

@@ -297,9 +297,16 @@ def _normalised(log_weights: Tensor, local: Tensor, num_series: int) -> Tensor:
 
 
 def effective_number(log_weights: Tensor, owner: Tensor, num_series: int) -> Tensor:
-    """Effective number of the weights of each series, (B,): 1 / sum w^2."""
+    """Effective number of the weights of each series, (B,): 1 / sum w^2.
+
+    It is 0 where no path has a weight.
+    """
     squares = _normalised(log_weights, owner, num_series).square()
-    return 1 / squares.new_zeros(num_series).scatter_add(0, owner, squares)
+    number = 1 / squares.new_zeros(num_series).scatter_add(0, owner, squares)
+    has_weight = (log_weights > -torch.inf).to(number.dtype)
+    return number * number.new_zeros(num_series).scatter_reduce(
+        0, owner, has_weight, "amax"
+    )
 
 
 def predictive(

@@ -99,7 +99,7 @@ def _with_scales(
         for part in OF_COVARIATES:
             name = f"{kind}_{part}"
             state.setdefault(prefix + name, module.get_buffer(name))
-    for name in ("floor_spread", "floor_ratio", *LOCAL_PATTERN):
+    for name in ("largest_input", "floor_spread", "floor_ratio", *LOCAL_PATTERN):
         state.setdefault(prefix + name, module.get_buffer(name))
     state.setdefault(prefix + "is_unit_free", torch.tensor(False))
     floor = prefix + "floor_spread"
@@ -139,6 +139,7 @@ class _DDSSMModule(PLForecastingModule):
     progress: Tensor
     by_instance: Tensor
     is_unit_free: Tensor
+    largest_input: Tensor
 
     def __init__(
         self,
@@ -224,6 +225,7 @@ class _DDSSMModule(PLForecastingModule):
             as_it_is = CovariateScale.unit(size)
             for part in OF_COVARIATES:
                 self.register_buffer(f"{kind}_{part}", getattr(as_it_is, part))
+        self.register_buffer("largest_input", torch.full((num_components,), torch.inf))
         self.register_buffer("floor_spread", torch.zeros(num_components))
         self.register_buffer("floor_ratio", torch.zeros(num_components))
         self.register_load_state_dict_pre_hook(_with_scales)
@@ -248,6 +250,7 @@ class _DDSSMModule(PLForecastingModule):
             input_chunk_length=self.input_chunk_length,
             output_chunk_shift=self.output_chunk_shift,
             output_chunk_length=self.output_chunk_length,
+            largest_input=self.largest_input,
             is_unit_free=self._is_unit_free,
         )
 

@@ -40,7 +40,8 @@ def training_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of training windows, and the negative ELBO that is a part of it.
 
-    It is called once an update: the transition tracks the moments of the latents.
+    It is called once an update: the transition tracks the moments of the latents, and the
+    model the range of its inputs.
 
     Parameters
     ----------
@@ -87,6 +88,7 @@ def training_loss(
         return torch.cat([x[:num_masked], x])
 
     normalised = model.normalise(window.map(with_copies))
+    model.track_inputs(normalised.window)
     masked = normalised._replace(window=mask_randomly(normalised.window, num_masked))
     posterior = model.posterior(masked, input_noise)
     transition = model.ssm.transition

@@ -209,6 +209,25 @@ def test_training_at_a_large_scale_goes_on(tiny, family):
     assert np.isfinite(drawn).all()
 
 
+@pytest.mark.parametrize("known", [0.0, np.nan])
+@pytest.mark.parametrize("later", [1e-3, 1.0, 1e6])
+def test_component_that_was_constant_leaves_the_others_alone(tiny, known, later):
+    """A flag that fires for the first time, or a component that nobody has seen."""
+    sine = noisy_sine(60).values()
+    values = np.concatenate([sine, np.full_like(sine, known)], axis=1)
+    model = tiny(n_epochs=5).fit(TimeSeries.from_values(values))
+    forecasts = []
+    for value in (known, later):
+        values[-1, 1] = value
+        given = {"num_samples": 20, "random_state": 0}
+        drawn = model.predict(4, TimeSeries.from_values(values), **given)
+        forecasts.append(drawn.all_values()[:, 0])
+    # of the sine, which is between -1 and 1
+    assert np.abs(forecasts[1]).max() < 3
+    if known == 0:
+        np.testing.assert_allclose(*forecasts, atol=1e-3)
+
+
 # --- gaps, infinities, covariates -----------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Whether the answers are right: states, likelihood, gaps, simulations, transitions."""
 
 from functools import cache
+from types import SimpleNamespace as Namespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from darts.utils.likelihood_models import torch as likelihoods
 from scipy import stats
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.series import inference
+from darts_ddssm.series.inference import PredictiveLogDensities
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from tests.helpers import (
     GAPS,
@@ -85,6 +88,18 @@ def test_filtering_sees_the_input_chunk_of_a_forecast(shift):
         changed[70 - age] += 100
         other = values(ask("filtering", model, SERIES.with_values(changed)))
         assert np.array_equal(states[70], other[70]) is not seen
+
+
+def test_filtering_of_a_series_with_a_season():
+    """The first pasts are shorter than the cycles that tell the season."""
+    rng = np.random.default_rng(0)
+    season = np.tile(rng.standard_normal(6), 20)
+    values = 5 * season + 0.3 * rng.standard_normal(120).cumsum()
+    series = TimeSeries.from_values(values.astype(np.float32))
+    model = tiny_model().fit(series)
+    assert model.model.local_pattern.season_length == 6
+    states = model.infer_latents(series[:30], filtering=True, num_samples=3)
+    assert np.isfinite(states.all_values()).all()
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -286,6 +301,72 @@ def test_an_outlier_has_the_lowest_log_density():
     assert int(np.argmin(by_step)) == 40
     # what comes before it does not know of it
     np.testing.assert_array_equal(by_step[:40], usual[:40])
+
+
+@pytest.mark.parametrize("size", [1e4, 1e6])
+def test_steps_after_an_outlier_have_their_log_densities(size):
+    """To the digits of each, however unlikely the series was before."""
+    values = SERIES.values(copy=True)
+    values[40] = size
+    series, how = SERIES.with_values(values), {"num_samples": 100, "random_state": 0}
+    steps = trained().log_likelihood(series, by_step=True, **how).values()[:, 0]
+    assert steps[40] < -1e3
+    usual = trained().log_likelihood(SERIES, by_step=True, **how).values()[:, 0]
+    # an input chunk later it is forgotten
+    np.testing.assert_allclose(steps[60:], usual[60:], atol=1.0)
+    assert (steps[41:] != np.round(steps[41:], 2)).any()
+
+
+def test_groups_of_paths_are_averaged_without_a_sum(monkeypatch):
+    """Beside the formula in double precision, with an unusual step among the first."""
+    rng = np.random.default_rng(0)
+    groups = [rng.standard_normal((3, 40)).astype(np.float32) for _ in range(3)]
+    for x in groups:
+        x[0, 4] -= 1e9
+    sizes, given = [128, 128, 64], iter(groups)
+    totals = np.stack(groups).astype(np.longdouble).cumsum(2)
+    shares = np.log(np.array(sizes) / 320)[:, None, None]
+    highest = (totals + shares).max(0)
+    total = highest + np.log(np.exp(totals + shares - highest).sum(0))
+    expected = np.diff(total, axis=1, prepend=0)
+
+    class Model:
+        def predictive(self, normalised, size, num_solver_steps):
+            return Namespace(log_density=torch.as_tensor(next(given)))
+
+    question = PredictiveLogDensities(Namespace(), 320, 5)
+    monkeypatch.setattr(question, "_group_sizes", lambda least: iter(sizes), raising=False)
+    monkeypatch.setattr(question, "_normalised", lambda model: None, raising=False)
+    found = question.answer(Model())[0].numpy()
+    np.testing.assert_allclose(found, expected.astype(float), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["log_likelihood", "probability_integral_transform"])
+def test_filter_has_all_its_paths_however_many_series_are_asked_about(monkeypatch, method):
+    model, how = fitted(transition="gaussian"), {"num_samples": 20, "random_state": 0}
+    if method == "log_likelihood":
+        how["by_step"] = True
+    found = []
+    for rows in (2**16, 1):
+        monkeypatch.setattr(inference, "MAX_ROWS", rows)
+        found.append(getattr(model, method)(SERIES[:30], **how).values())
+    np.testing.assert_array_equal(*found)
+
+
+def test_impossible_value_spoils_no_later_step():
+    """Of density zero in single precision, as Gumbel variables have far below."""
+    series = noisy_sine(60)
+    model = tiny_model(likelihood=likelihoods.GumbelLikelihood(), transition="gaussian")
+    model.fit(series)
+    values = series.values(copy=True)
+    values[30] = -1e3
+    series = series.with_values(values)
+    how = {"num_samples": 20, "random_state": 0}
+    steps = model.log_likelihood(series, by_step=True, **how).values()[:, 0]
+    assert steps[30] == -np.inf and np.isfinite(np.delete(steps, 30)).all()
+    assert model.log_likelihood(series, **how) == -np.inf
+    ranks = model.probability_integral_transform(series, **how).values()
+    assert ((ranks >= 0) & (ranks <= 1)).all() and ranks[30] == 0
 
 
 def test_log_density_of_a_step_does_not_depend_on_later_ones():

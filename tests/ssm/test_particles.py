@@ -350,7 +350,8 @@ def test_weights_that_are_not_finite(lost):
     owner = torch.tensor([0, 0, 1, 1])
     places = resample(log_weights, owner, 4)
     assert places.tolist() == [1, 1, 1, 1, 2, 2, 3, 3]
-    assert effective_number(log_weights, owner, 2).tolist() == [1.0, 2.0]
+    # of no weight at all there is none
+    assert effective_number(log_weights, owner, 2).tolist() == [1.0, 0.0]
 
 
 def test_effective_number():
