@@ -323,9 +323,7 @@ class TransitionDraws(Question):
         window = self._window(model)
         inputs = self._cut(model).fold_window(window).transition_inputs
         transition = model.ssm.transition
-        history = transition.context.init(len(self.states), self.states)
-        for t, z in enumerate(self.states.unbind(1)):
-            history = transition.context.update(history, z, inputs[:, t])
+        history = transition.context.from_path(self.states, inputs[:, :-1])
         draws = []
         for size in self._group_sizes():
             # (B, ...) -> (S * B, ...)

@@ -101,6 +101,10 @@ class Context(nn.Module, ABC):
     def features(self, z: Tensor, u: Tensor) -> Tensor:
         """Inputs of ``network`` at each step: (N, T, D), (N, T, U) -> (N, T, F)."""
 
+    def num_seen(self, num_steps: int) -> int:
+        """Return of how many of the last latents of a path the context knows."""
+        return num_steps
+
     @abstractmethod
     def init(self, num_rows: int, like: Tensor) -> History:
         """Return the empty history of ``num_rows`` paths, of the type of ``like``."""
@@ -261,6 +265,12 @@ class RecurrentContext(Context):
         size = hidden_size + num_sums + latent_dim + 1 + input_size
         self.network = MLP(size, hidden_size, hidden_size)
 
+    def num_seen(self, num_steps: int) -> int:
+        if num_steps < self.reach:
+            return num_steps
+        since = (num_steps - self.reach) % (self.reach - self.num_context)
+        return self.num_context + since
+
     def features(self, z: Tensor, u: Tensor) -> Tensor:
         if z.shape[1] <= self.reach:
             return self._features(z, u)
@@ -286,8 +296,8 @@ class RecurrentContext(Context):
         )
 
     def from_path(self, z: Tensor, u: Tensor) -> History:
-        if z.shape[1] >= self.reach:
-            z, u = z[:, -self.num_context :], u[:, -self.num_context :]
+        number = self.num_seen(z.shape[1])
+        z, u = z[:, -number:], u[:, -number:]
         steps = torch.cat([z, u], dim=-1)
         rows = GRU_ROWS if steps.device.type == "cpu" else len(steps)
         # (1, N, H) -> (N, H)

@@ -435,9 +435,7 @@ class Paths:
     def history(self) -> History:
         """Histories of all paths, made when they are first asked for."""
         if self._history is None:
-            number = self.num_steps
-            if self.context.reach is not None and number >= self.context.reach:
-                number = self.context.num_context
+            number = self.context.num_seen(self.num_steps)
             if number == 0:
                 self._history = self.context.init(len(self.owner), self.previous)
             else:
