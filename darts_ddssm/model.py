@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 from darts import TimeSeries
-from darts.logging import raise_log
+from darts.logging import get_logger, raise_log
 from darts.models.forecasting.torch_forecasting_model import (
     MixedCovariatesTorchModel,
 )
@@ -67,7 +67,7 @@ from darts_ddssm.estimator.scales import (
     training_scales,
 )
 from darts_ddssm.estimator.sequences import data_type, known_until, of_type, prolonged
-from darts_ddssm.estimator.windows import num_observed_steps
+from darts_ddssm.estimator.windows import num_observed_steps, num_without_scale
 from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.series.scaling import InstanceFloor, LocalPattern, TrainingScales
 from darts_ddssm.ssm.diffusion import MIN_SOLVER_STEPS
@@ -82,6 +82,8 @@ from darts_ddssm.validation import (
     check_positive_number,
     check_share,
 )
+
+logger = get_logger(__name__)
 
 # More epochs than any training has, for one that ends by its steps.
 NO_LIMIT = 1_000_000
@@ -859,6 +861,16 @@ class DDSSMModel(LatentMethods):
         series, past_covariates, future_covariates = self._checked(
             data_type(self), series, past_covariates, future_covariates
         )
+        if bounds is None and cast(_DDSSMModule, self.model).has_instance_scale:
+            number = num_without_scale(series, self.input_chunk_length)
+            if number > 0:
+                logger.warning(
+                    f"`DDSSMModel`: {number} of {len(series)} series have a component "
+                    f"without a value in the last {self.input_chunk_length} steps, whose "
+                    "level the model takes. Its forecast is at the level of the training "
+                    "set. `impute()` a series that goes on with missing values, to start "
+                    "from the last value."
+                )
         # Nothing is fed back, so that past covariates are not needed beyond the end of
         # the series: to the dataset the horizon is one output chunk. With a shift, darts
         # refuses a longer horizon, and so do we.
@@ -913,6 +925,9 @@ class DDSSMModel(LatentMethods):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        check_series("series", series)
+        if past_covariates is not None:
+            check_series("past_covariates", past_covariates)
         # darts starts no forecast whose past covariates end before its last output
         # chunk. As in `predict()`, they are not needed: to darts they go on, unknown.
         extra = forecast_horizon - self.output_chunk_length

@@ -79,6 +79,20 @@ def on_index(covariates: TimeSeries, index: pd.Index) -> np.ndarray:
     return frame.reindex(index).to_numpy(copy=True)
 
 
+def num_without_scale(series: Sequence[TimeSeries], length: int) -> int:
+    """Count the series of which a component has values, but none in its last steps.
+
+    Parameters
+    ----------
+    series
+        The series.
+    length
+        Number of the last steps.
+    """
+    known = (~np.isnan(one.all_values(copy=False)).all(2) for one in series)
+    return sum(bool((x.any(0) & ~x[-length:].any(0)).any()) for x in known)
+
+
 def num_observed_steps(series: Sequence[TimeSeries]) -> int:
     """Return the number of steps of all series at which anything is observed."""
     known = (~np.isnan(one.all_values(copy=False)).all((1, 2)) for one in series)

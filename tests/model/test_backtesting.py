@@ -467,3 +467,11 @@ def test_gridsearch_errors():
             )
     with pytest.raises(ValueError, match="[Ff]itted|`use_fitted_values`"):
         DDSSMModel.gridsearch(grid(), target, use_fitted_values=True)
+
+
+@pytest.mark.parametrize("name", ["series", "past_covariates"])
+def test_historical_forecasts_take_series(name):
+    model = fitted()
+    given = {"series": noisy_sine()} | {name: np.zeros(40)}
+    with pytest.raises(ValueError, match=f"`{name}` must be a `TimeSeries`"):
+        model.historical_forecasts(**given, forecast_horizon=9, retrain=False)

@@ -106,3 +106,14 @@ def test_gaps_cost_little_accuracy(tiny):
     missing = score(gaps)
     assert missing < 1.3 * score(full)
     assert missing < 0.7 * score(filled)
+
+
+@pytest.mark.parametrize("num_missing", [11, 12])
+def test_series_without_a_level_is_told(tiny, caplog, num_missing):
+    """Where the input chunk, of which it is taken, has no value."""
+    model = tiny(use_reversible_instance_norm=True).fit(noisy_sine())
+    gone = with_gaps(noisy_sine(), slice(80 - num_missing, 80))
+    caplog.clear()
+    model.predict(3, [noisy_sine(), gone])
+    told = "1 of 2 series have a component without a value in the last 12 steps"
+    assert (told in caplog.text) == (num_missing == 12)
