@@ -4,6 +4,8 @@ Random masking: the encoder learns what a gap is even where training series have
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
+from typing import Any
+
 import torch
 
 from darts_ddssm.ssm.window import Window
@@ -44,12 +46,17 @@ def mask_randomly(window: Window, num_rows: int) -> Window:
     """
     x = window.x[:num_rows]
     num_steps, num_components = x.shape[1:]
-    share, together, offset, log_length = torch.rand_like(x.new_empty(4, num_rows, 1, 1))
+    # 16 bits do not tell the steps of a long window apart
+    kind: dict[str, Any] = {
+        "dtype": torch.promote_types(x.dtype, torch.float32),
+        "device": x.device,
+    }
+    share, together, offset, log_length = torch.rand(4, num_rows, 1, 1, **kind)
     length = (num_steps / 2) ** log_length
-    steps = torch.arange(num_steps, dtype=x.dtype, device=x.device).unsqueeze(-1)
+    steps = torch.arange(num_steps, **kind).unsqueeze(-1)
     # (B, T, 1) -> (B, T, C)
     cells = (steps / length + offset).long().expand(-1, -1, num_components)
-    draws = torch.rand_like(x.new_empty(num_rows, num_steps + 1, num_components))
+    draws = torch.rand(num_rows, num_steps + 1, num_components, **kind)
     draws = torch.where(together < 0.5, draws[..., :1], draws)
     seen = draws.gather(1, cells) >= share / 2
     observed = torch.cat([window.observed[:num_rows] * seen, window.observed[num_rows:]])

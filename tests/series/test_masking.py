@@ -6,6 +6,7 @@ from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
 
 from darts_ddssm.series.batches import training_window
 from darts_ddssm.series.masking import mask_randomly, num_masked_rows
+from darts_ddssm.ssm.window import Window
 from tests.helpers import UNIT_SCALES
 
 
@@ -34,6 +35,25 @@ def test_masked_values_form_gaps():
         runs = "".join("01"[int(value)] for value in row).split("1")
         lengths.update(len(run) for run in runs)
     assert {1, 2, 3, 5, 8, 12} <= lengths
+
+
+@pytest.mark.parametrize(
+    "dtype, num_steps", [(torch.bfloat16, 1023), (torch.float16, 4095)]
+)
+def test_long_windows_of_half_precision_have_gaps_as_others_do(dtype, num_steps):
+    """Steps beyond those that 16 bits tell apart are masked one by one, too."""
+    torch.manual_seed(0)
+    x = torch.randn(500, num_steps, 1, dtype=dtype)
+    window = Window(x, torch.ones_like(x), x[..., :0], x[..., :0], torch.ones_like(x))
+    hidden = mask_randomly(window, len(x))
+    assert hidden.observed.dtype == dtype
+    seen = hidden.observed.double()
+    assert (1 - seen).mean().item() == pytest.approx(0.25, abs=0.04)
+    # the last steps change as often as the first
+    changes = seen.diff(dim=1).abs()
+    size = num_steps // 4
+    early, late = changes[:, :size].mean().item(), changes[:, -size:].mean().item()
+    assert late == pytest.approx(early, rel=0.1)
 
 
 @pytest.mark.parametrize("num_rows, share", [(1, 0.9), (2, 0.25), (3, 0.25), (5, 0.1)])
