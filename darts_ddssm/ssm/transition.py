@@ -167,7 +167,8 @@ class Transition(nn.Module, ABC):
     def scale(self, started: Tensor) -> Tensor:
         """Return sigma_d where ``started`` is 0 (first step) or 1, of its shape."""
         first, rest = self.squared_scale.sqrt()
-        return first + started * (rest - first)
+        # exact: in 16 bits, a sum with their difference may lose the smaller one
+        return torch.where(started > 0, rest, first).to(started.dtype)
 
     def centre(self, previous: Tensor, started: Tensor) -> Tensor:
         """Return the linear prediction of the latent that follows.

@@ -189,6 +189,19 @@ def test_steps_that_do_not_teach(kind, order):
 # --- the scale ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_scale_is_exact_in_every_precision(dtype):
+    """Also where that of the first step is far above the others, or far below."""
+    transition = transition_of(DiffusionTransition).to(dtype)
+    started = torch.tensor([[0.0], [1.0]], dtype=dtype)
+    for squares in ([100.0, 4e-4], [4e-4, 100.0]):
+        squared_scale = torch.tensor(squares, dtype=dtype)
+        transition.squared_scale.copy_(squared_scale)
+        scale = transition.scale(started)
+        assert scale.dtype == dtype
+        assert torch.equal(scale, squared_scale.sqrt().unsqueeze(-1))
+
+
 def scales(transition: Transition) -> Tensor:
     """Of the first step and of all others."""
     return transition.scale(float64(0.0, 1.0))
