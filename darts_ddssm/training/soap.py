@@ -80,6 +80,23 @@ class SOAP(Optimizer):
                 self._update(parameters, group)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state and keep its precision.
+
+        Parameters
+        ----------
+        state_dict
+            As :meth:`state_dict` returns it.
+        """
+        # torch would give the state the precision of the parameters, which may be less
+        super().load_state_dict(state_dict | {"state": {}})
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for key, parameter in zip(keys, parameters, strict=True):
+            if key in state_dict["state"]:
+                saved = state_dict["state"][key]
+                self.state[parameter] = _on_device(saved, parameter.device)
+
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Update parameters that are handled together."""
         # the state of all of them is kept with the first
@@ -113,6 +130,13 @@ class SOAP(Optimizer):
                 # orthogonal iteration, which converges to the eigenvectors
                 basis = state["bases"][axis]
                 basis.copy_(_orthonormal(covariance @ basis))
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    """Bring the tensors of a state to a device."""
+    if isinstance(value, dict):
+        return {key: _on_device(part, device) for key, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _alike(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -131,17 +131,25 @@ def test_it_learns_faster_than_adam_where_weights_depend_on_each_other():
     assert ours < theirs / 2
 
 
-def test_training_goes_on_from_a_saved_state():
-    parameter = matrix(16, 24, 0)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_training_goes_on_from_a_saved_state(dtype):
+    """The state has single precision where the parameters have half of it."""
+    parameter = nn.Parameter(matrix(16, 24, 0).detach().to(dtype))
     optimizer = SOAP([parameter], lr=0.1)
-    gradients = gradients_of(16, 24, 30)
+    gradients = [gradient.to(dtype) for gradient in gradients_of(16, 24, 30)]
     train(optimizer, parameter, gradients[:13])
     again = nn.Parameter(parameter.detach().clone())
     resumed = SOAP([again], lr=0.5)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(optimizer, parameter, gradients[13:])
     train(resumed, again, gradients[13:])
+    assert parameter.isfinite().all()
     torch.testing.assert_close(parameter, again)
+    state = resumed.state[again]
+    assert state["mean"].dtype == torch.promote_types(dtype, torch.float32)
+    for basis in state["bases"].values():
+        identity = torch.eye(basis.shape[-1], dtype=basis.dtype).expand_as(basis)
+        torch.testing.assert_close(basis.mT @ basis, identity, rtol=0, atol=1e-5)
 
 
 def test_the_state_of_adam_is_replaced():
