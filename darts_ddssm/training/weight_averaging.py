@@ -26,6 +26,8 @@ class _AveragedWeights(WeightAveraging):
 
     def __init__(self) -> None:
         super().__init__(use_buffers=False)
+        # whether module and average have changed places, as they do in validation
+        self._is_swapped = False
 
     def _match_precision(self, pl_module: LightningModule) -> None:
         # Lightning copies the module before it casts it.
@@ -68,11 +70,17 @@ class _AveragedWeights(WeightAveraging):
         self._match_precision(pl_module)
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._is_swapped = not self._is_swapped
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Let the module have the average where training ends early too."""
         if self._average_model is not None:
+            if self._is_swapped:
+                self._swap_models(pl_module)
             self._copy_average_to_current(pl_module)
 
     def save_with_weights(

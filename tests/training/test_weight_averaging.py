@@ -9,6 +9,8 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.training.schedule import callbacks_of
+from darts_ddssm.training.weight_averaging import _AveragedWeights
 from tests.helpers import LARGE_STEP, TRAINER, ahead, changed, kept, noisy_sine, same, state
 
 
@@ -133,3 +135,32 @@ def test_resumed_training_ends_where_one_go_does(tiny, tmp_path, precision):
     assert resumed.epochs_trained == 6
     assert not changed(state(at_one_go), state(resumed))
     assert same(ahead(at_one_go), ahead(resumed))
+
+
+class Failure(Callback):
+    """Raise an error in the second epoch, and record the average of then."""
+
+    def __init__(self, stage):
+        self.stage, self.average = stage, None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.stage == "training" and trainer.current_epoch == batch_idx == 1:
+            (averaged,) = callbacks_of(trainer, _AveragedWeights)
+            self.fail(averaged._average_model.module)
+
+    def on_validation_batch_start(self, trainer, pl_module, *args):
+        if self.stage == "validation" and trainer.current_epoch == 1:
+            self.fail(pl_module)
+
+    def fail(self, module):
+        self.average = {name: value.clone() for name, value in module.state_dict().items()}
+        raise RuntimeError("failure")
+
+
+@pytest.mark.parametrize("stage", ["training", "validation"])
+def test_error_leaves_the_average(tiny, stage):
+    failure = Failure(stage)
+    model = tiny({"callbacks": [failure]}, optimizer_kwargs=LARGE_STEP)
+    with pytest.raises(RuntimeError, match="failure"):
+        model.fit(noisy_sine(), val_series=noisy_sine(seed=1))
+    assert not changed(failure.average, state(model))
