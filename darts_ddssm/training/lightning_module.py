@@ -51,12 +51,14 @@ from darts_ddssm.ssm.window import Window
 from darts_ddssm.training.losses import training_loss, validation_score
 from darts_ddssm.training.schedule import (
     FORECAST_LOSS_START,
+    SEARCH_SHARE,
     callbacks_of,
     forecast_loss_share,
     input_noise,
     kl_weight,
     learning_rate_share,
     progress,
+    searches_learning_rate,
 )
 from darts_ddssm.training.soap import SOAP
 from darts_ddssm.training.weight_averaging import _AveragedWeights
@@ -393,7 +395,11 @@ class _DDSSMModule(PLForecastingModule):
         self._share_done, self._loss = self.progress.item(), None
 
     def on_train_batch_start(self, batch: TorchTrainingBatch, batch_idx: int) -> None:
-        self._share_done = max(self.share_done, progress(self.trainer))
+        if searches_learning_rate(self.trainer):
+            # after the search, the share that is done comes back with the weights
+            self._share_done = SEARCH_SHARE
+        else:
+            self._share_done = max(self.share_done, progress(self.trainer))
         self.progress.fill_(self._share_done)
         if self.trainer.global_step % CHECK_PERIOD == 0:
             self._check_loss()

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, Timer
+from pytorch_lightning.tuner.lr_finder import _LRCallback
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -35,6 +36,11 @@ FORECAST_LOSS_PERIOD = 4
 # training, and falls along a cosine to its floor, another share of the peak.
 WARM_UP, LEARNING_RATE_START, LEARNING_RATE_FLOOR = 0.1, 0.04, 1e-3
 
+# What a search for a learning rate takes for the share of the training that is done, in all
+# of its updates: its losses are compared, which must be of one kind. There the rate is near
+# its peak, the KL counts, and no forecasts are trained.
+SEARCH_SHARE = 0.25
+
 # Where the number of updates has no limit, this many count as all.
 UNLIMITED_UPDATES = 3000
 
@@ -43,6 +49,11 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
     """Return the callbacks of a trainer that are of one kind."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, kind)]
+
+
+def searches_learning_rate(trainer: Trainer) -> bool:
+    """Tell whether the updates of a trainer are those of a search for a learning rate."""
+    return bool(callbacks_of(trainer, _LRCallback))
 
 
 def progress(trainer: Trainer) -> float:

@@ -13,7 +13,17 @@ from darts.utils.data import (
 from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
-from tests.helpers import TRAINER, covariate, noisy_sine, same, tiny_model, with_gaps
+from tests.helpers import (
+    TRAINER,
+    assert_same_mean,
+    changed,
+    covariate,
+    noisy_sine,
+    same,
+    state,
+    tiny_model,
+    with_gaps,
+)
 
 TRANSITIONS = ("diffusion", "gaussian")
 ORDERS = (1, 2, None)
@@ -202,6 +212,36 @@ def test_learning_rate_finder(tiny, tmp_path):
     # the search leaves the model as it was
     assert model.model is None
     model.fit(noisy_sine())
+
+
+def losses_of(finder) -> torch.Tensor:
+    """Losses of a search, of which it records a running mean, in double precision."""
+    smoothed = torch.tensor(finder.results["loss"]).double()
+    means = smoothed * (1 - 0.98 ** (torch.arange(len(smoothed)) + 2))
+    return (means - 0.98 * torch.nn.functional.pad(means[:-1], (1, 0))) / 0.02
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"peak_kl_weight": 30.0, "overshooting_weight": 0.0, "transition": "gaussian"},
+        {"overshooting_weight": 30.0},
+    ],
+)
+def test_learning_rate_finder_compares_losses_of_one_kind(tiny, tmp_path, weights):
+    """Under rates that are too small to learn, the losses have no trend."""
+    model = tiny({"default_root_dir": str(tmp_path)}, n_epochs=30, **weights)
+    rates = dict(min_lr=1e-12, max_lr=1e-11, early_stop_threshold=None)
+    losses = losses_of(model.lr_find(noisy_sine(), num_training=100, **rates))
+    assert_same_mean(losses[:30], losses[30:])
+
+
+def test_learning_rate_finder_leaves_a_fitted_model_as_it_was(tiny, tmp_path):
+    model = tiny({"default_root_dir": str(tmp_path)}).fit(noisy_sine())
+    before = state(model)
+    model.lr_find(noisy_sine(), num_training=20, early_stop_threshold=None, epochs=10)
+    assert not changed(before, state(model))
+    assert model.model.share_done == before["progress"]
 
 
 @pytest.mark.darts_compat
