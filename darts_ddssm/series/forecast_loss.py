@@ -37,7 +37,9 @@ def forecast_loss(
 ) -> Tensor:
     """Mean CRPS of forecasts of the output chunk, a scalar in units of normalised values.
 
-    Transition and decoder learn from it; the encoder learns from the ELBO alone.
+    With an affine instance normalisation these are the values before the affine map, whose
+    weight would else be the unit of the score. Transition and decoder learn from it; the
+    encoder and the affine map learn from the ELBO alone.
 
     Parameters
     ----------
@@ -55,6 +57,8 @@ def forecast_loss(
         Standard deviation of the noise that is added to what the encoder sees.
     """
     window, n = normalised.window, model.output_chunk_length
+    # a learned scale would bring forecasts and data together by making both small
+    window = window._replace(x=window.x.detach())
     if max_windows is not None:
         rows = torch.randperm(len(window.x), device=window.x.device)[:max_windows]
         window = window.map(lambda x: x[rows])
@@ -83,4 +87,7 @@ def forecast_loss(
     # of all pairs of two different samples
     spread = (draws.unsqueeze(1) - draws).abs().sum((0, 1))
     crps = distance - spread / (2 * num_samples * (num_samples - 1))
+    norm = model.instance_norm
+    if norm is not None and norm.affine:
+        crps = crps / (norm.affine_weight.detach().abs() + norm.eps)
     return (crps * actual.observed * actual.weight).mean()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scoringrules as sr
 import torch
+from darts import TimeSeries
 from darts.utils.likelihood_models.torch import GammaLikelihood
 
 from darts_ddssm.series.forecast_loss import forecast_loss
@@ -82,6 +83,43 @@ def test_the_encoder_does_not_learn_from_it(model):
         if parameter.grad is not None and parameter.grad.abs().sum() > 0
     }
     assert learning == {"transition", "decoder"}
+
+
+@pytest.fixture
+def affine(tiny):
+    """Return a model with an affine weight as if it had learned it."""
+    model = tiny(num_solver_steps=6, use_reversible_instance_norm=True).fit(noisy_sine())
+    with torch.no_grad():
+        model.model.rin.affine_weight.fill_(0.25)
+        model.model.rin.affine_bias.fill_(0.1)
+    return model
+
+
+def scored_with_norm(model, window: Window) -> torch.Tensor:
+    series_model = model.model.series_model
+    return forecast_loss(series_model, series_model.normalise(window), 8, 6)
+
+
+def test_its_unit_is_the_spread_of_the_input_chunk_whatever_the_affine_weight(affine):
+    """As of forecasts by `predict`: five standard errors of 80 draws."""
+    window = window_of()
+    with torch.no_grad():
+        draws = np.array([scored_with_norm(affine, window).item() for _ in range(80)])
+    x = window.x.numpy()
+    past = [TimeSeries.from_values(chunk) for chunk in x[:, :INPUT]]
+    forecasts = affine.predict(OUTPUT, past, num_samples=2000, random_state=0)
+    samples = np.stack([forecast.all_values() for forecast in forecasts])
+    spread = x[:, :INPUT].std(1, keepdims=True)
+    exact = sr.crps_ensemble(x[:, INPUT:] / spread, samples / spread[..., None])
+    error = draws.std(ddof=1) / len(draws) ** 0.5
+    assert abs(draws.mean() - exact.mean()) < 5 * error
+    assert error < 0.05 * exact.mean()
+
+
+def test_the_affine_map_does_not_learn_from_it(affine):
+    affine.model.zero_grad()
+    scored_with_norm(affine, window_of()).backward()
+    assert all(parameter.grad is None for parameter in affine.model.rin.parameters())
 
 
 def weights(model) -> np.ndarray:
