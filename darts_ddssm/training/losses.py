@@ -88,7 +88,9 @@ def training_loss(
         return torch.cat([x[:num_masked], x])
 
     normalised = model.normalise(window.map(with_copies))
-    model.track_inputs(normalised.window)
+    # an encoder that the user has frozen learns of no wider range
+    if any(p.requires_grad for p in model.ssm.encoder.parameters()):
+        model.track_inputs(normalised.window)
     masked = normalised._replace(window=mask_randomly(normalised.window, num_masked))
     posterior = model.posterior(masked, input_noise)
     transition = model.ssm.transition

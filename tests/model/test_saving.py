@@ -59,7 +59,7 @@ def test_loaded_model_is_fitted_on(tiny, tmp_path):
     loaded.fit(5 + noisy_sine(seed=1), epochs=1)
     before, after = state(model), state(loaded)
     fixed = {"progress", "by_instance", "floor_spread", "floor_ratio", *LOCAL_PATTERN}
-    fixed |= {"target_shift", "target_spread"}
+    fixed |= {"target_shift", "target_spread", "is_unit_free"}
     fixed |= {f"{kind}_{part}" for kind in COVARIATES for part in OF_COVARIATES}
     fixed.add("ssm.encoder.share_kept")
     assert changed(before, after) == before.keys() - fixed
@@ -231,6 +231,8 @@ def test_weights_belong_to_a_number_of_components(tiny, saved):
 PROCESS = "ssm.transition."
 TRACKED = ("squared_scale", "num_updates", "squares", "products", "drift")
 SCALE = {PROCESS + name for name in TRACKED}
+# what the encoder has seen, where it learns
+SEEN = {"largest_input"}
 
 
 def finetuned(tiny, saved, **kwargs) -> tuple[set[str], set[str]]:
@@ -246,7 +248,7 @@ def finetuned(tiny, saved, **kwargs) -> tuple[set[str], set[str]]:
 
 def test_finetuning_moves_all_parameters(tiny, saved):
     moved, parameters = finetuned(tiny, saved)
-    assert moved == parameters | SCALE
+    assert moved == parameters | SCALE | SEEN
     assert finetuned(tiny, saved, enable_finetuning=True)[0] == moved
 
 
@@ -254,14 +256,15 @@ def test_frozen_transition_keeps_its_scale_too(tiny, saved):
     """Its network works in units of that scale."""
     patterns = {"freeze": [PROCESS + "*"]}
     moved, parameters = finetuned(tiny, saved, enable_finetuning=patterns)
-    assert moved == {name for name in parameters if not name.startswith(PROCESS)}
+    learning = {name for name in parameters if not name.startswith(PROCESS)}
+    assert moved == learning | SEEN
 
 
 def test_partly_frozen_transition_tracks_its_scale(tiny, saved):
     part = PROCESS + "context."
     moved, parameters = finetuned(tiny, saved, enable_finetuning={"freeze": [part + "*"]})
     frozen = {name for name in parameters if name.startswith(part)}
-    assert frozen and moved == (parameters - frozen) | SCALE
+    assert frozen and moved == (parameters - frozen) | SCALE | SEEN
 
 
 def test_unfrozen_emission_is_all_that_moves(tiny, saved):
