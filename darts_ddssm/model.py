@@ -50,10 +50,8 @@ from darts_ddssm.estimator.cross_validation import (
     is_predictable,
 )
 from darts_ddssm.estimator.data_checks import (
-    check_data,
     check_future_covariates,
     check_instance_norm,
-    check_one_for_each,
     check_series,
     check_trained,
     window_length,
@@ -66,7 +64,13 @@ from darts_ddssm.estimator.scales import (
     prefers_instance_scale,
     training_scales,
 )
-from darts_ddssm.estimator.sequences import data_type, known_until, of_type, prolonged
+from darts_ddssm.estimator.sequences import (
+    checked,
+    data_type,
+    known_until,
+    of_type,
+    prolonged,
+)
 from darts_ddssm.estimator.windows import num_observed_steps, num_without_scale
 from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.series.scaling import InstanceFloor, LocalPattern, TrainingScales
@@ -809,24 +813,6 @@ class DDSSMModel(LatentMethods):
                 kwargs[name] = of_type(series2seq(kwargs[name]), dtype)
         return super()._setup_for_fit_from_dataset(series, *args, **kwargs)
 
-    def _checked(
-        self,
-        dtype: np.dtype,
-        series: Sequence[TimeSeries],
-        past_covariates: Sequence[TimeSeries] | None,
-        future_covariates: Sequence[TimeSeries] | None,
-    ) -> tuple[
-        Sequence[TimeSeries], Sequence[TimeSeries] | None, Sequence[TimeSeries] | None
-    ]:
-        """Return the data of a dataset in one type, and refuse what cannot be used."""
-        check_one_for_each("past_covariates", past_covariates, series)
-        check_one_for_each("future_covariates", future_covariates, series)
-        series = of_type(series, dtype)
-        past_covariates = past_covariates and of_type(past_covariates, dtype)
-        future_covariates = future_covariates and of_type(future_covariates, dtype)
-        check_data(self, series, past_covariates, future_covariates)
-        return series, past_covariates, future_covariates
-
     def _build_train_dataset(
         self,
         series: Sequence[TimeSeries],
@@ -837,8 +823,8 @@ class DDSSMModel(LatentMethods):
         stride: int = 1,
     ) -> TorchTrainingDataset:
         dtype = series[0].dtype if self.train_sample is None else data_type(self)
-        series, past_covariates, future_covariates = self._checked(
-            dtype, series, past_covariates, future_covariates
+        series, past_covariates, future_covariates = checked(
+            self, dtype, series, past_covariates, future_covariates
         )
         return super()._build_train_dataset(
             series=series,
@@ -858,8 +844,8 @@ class DDSSMModel(LatentMethods):
         stride: int = 0,
         bounds: np.ndarray | None = None,
     ) -> TorchInferenceDataset:
-        series, past_covariates, future_covariates = self._checked(
-            data_type(self), series, past_covariates, future_covariates
+        series, past_covariates, future_covariates = checked(
+            self, data_type(self), series, past_covariates, future_covariates
         )
         if bounds is None and cast(_DDSSMModule, self.model).has_instance_scale:
             number = num_without_scale(series, self.input_chunk_length)

@@ -90,6 +90,23 @@ def data_type(model: MixedCovariatesTorchModel) -> np.dtype:
     return model.train_sample.past_target.dtype
 
 
+def checked(
+    model: MixedCovariatesTorchModel,
+    dtype: np.dtype,
+    series: Sequence[TimeSeries],
+    past_covariates: Sequence[TimeSeries] | None,
+    future_covariates: Sequence[TimeSeries] | None,
+) -> tuple[Sequence[TimeSeries], Sequence[TimeSeries] | None, Sequence[TimeSeries] | None]:
+    """Return series and covariates in one type, and refuse what cannot be used in it."""
+    check_one_for_each("past_covariates", past_covariates, series)
+    check_one_for_each("future_covariates", future_covariates, series)
+    series = of_type(series, dtype)
+    past_covariates = past_covariates and of_type(past_covariates, dtype)
+    future_covariates = future_covariates and of_type(future_covariates, dtype)
+    check_data(model, series, past_covariates, future_covariates)
+    return series, past_covariates, future_covariates
+
+
 def whole_series(
     model: MixedCovariatesTorchModel,
     method: str,
@@ -129,8 +146,6 @@ def whole_series(
     sequence, past, future = (
         series2seq(one) for one in (series, past_covariates, future_covariates)
     )
-    check_one_for_each("past_covariates", past, sequence)
-    check_one_for_each("future_covariates", future, sequence)
     for i, one in enumerate(sequence):
         check(
             one.n_samples == 1,
@@ -142,10 +157,10 @@ def whole_series(
             "`series` must have at least `input_chunk_length`, "
             f"{model.input_chunk_length}, steps, got {len(one)} (at sequence index `{i}`).",
         )
-    check_data(model, sequence, past, future)
+    targets, past, future = checked(model, data_type(model), sequence, past, future)
     samples = [
         sample_of(model, method, one, past and past[i], future and future[i])
-        for i, one in enumerate(sequence)
+        for i, one in enumerate(targets)
     ]
     return sequence, samples, single
 
@@ -187,6 +202,10 @@ def sample_of(
         )
         past_covariates = past and past[0]
         future_covariates = future and future[0]
+    # in the type of the model, where large values may be infinite
+    past_covariates, future_covariates = (
+        one and one.astype(data_type(model)) for one in (past_covariates, future_covariates)
+    )
     check_data(
         model,
         [],

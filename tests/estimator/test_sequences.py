@@ -452,6 +452,19 @@ def test_every_question_checks_what_it_is_given(question):
         ask(question, model_of("covariates"), SERIES, **late)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("factor", [1e30, 1e39])
+@questions
+def test_values_are_checked_in_the_type_of_the_model(question, factor):
+    """Those of float64 may be too large for float32, or infinite in it."""
+    with refused("`series` must be"):
+        ask(question, fitted(), SERIES.astype(np.float64) * factor)
+    for name, covariates in COVARIATES.items():
+        large = COVARIATES | {name: covariates.astype(np.float64) * factor}
+        with refused(f"`{name}` must be"):
+            ask(question, model_of("covariates"), SERIES, **large)
+
+
 @questions
 def test_past_covariates_may_end_early(question):
     given = COVARIATES | {"past_covariates": PAST[:30]}
@@ -472,6 +485,10 @@ def test_bad_covariates_of_no_series_are_refused(call):
         ({"future_covariates": FUTURE[:1]}, "`future_covariates` must cover `series`"),
         ({"future_covariates": HOURS}, "`future_covariates` must have the frequency"),
         ({"future_covariates": FUTURE * np.inf}, "`future_covariates` must be finite"),
+        (
+            {"future_covariates": FUTURE.astype(np.float64) * 1e30},
+            "`future_covariates` must be within",
+        ),
         ({"future_covariates": PAST}, "`future_covariates` must have equal number"),
         (
             {"future_covariates": FUTURE[:80], "past_covariates": FUTURE[:80]},
