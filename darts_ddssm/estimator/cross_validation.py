@@ -73,6 +73,11 @@ NUM_FOLDS = 5
 # forecast sees, the last ones.
 MAX_WINDOWS, MAX_INPUTS = 4000, 512
 
+# The most values that all windows have, with those of the covariates beside each component:
+# a quarter of a gigabyte, of which there are a few copies at a time. Of large windows there
+# are fewer, but no fewer than the second number.
+MAX_VALUES, MIN_WINDOWS = 30_000_000, 300
+
 # Up to so many training windows, sqrt(C) times as many of C components, the level is the
 # chosen one. Of more windows a network learns less by heart: from there on the level is
 # inverse to their number.
@@ -117,7 +122,7 @@ class ForecastErrors(NamedTuple):
     neighbours
         Of the mean of what followed the nearest neighbours, a scalar.
     joint
-        Of a ridge regression of all components from all of them, as ``linear``. ``None``
+        Of a ridge regression of all components from all of them, as ``linear``, which it is
         where there is one component.
     with_covariates
         Of a ridge regression on the covariates of the window too, under the best penalty
@@ -133,21 +138,21 @@ class ForecastErrors(NamedTuple):
 
     linear: Tensor
     neighbours: Tensor
-    joint: Tensor | None = None
+    joint: Tensor
     with_covariates: Tensor | None = None
     covariate_neighbours: Tensor | None = None
     apart: float | None = None
 
 
 class _Rows(NamedTuple):
-    """Windows of all series, component by component, N in all.
+    """Windows of all series, N in all.
 
     Attributes
     ----------
     x, y
-        Input and output chunks, (N, I) and (N, n).
+        Input and output chunks, (N, C, I) and (N, C, n).
     covariates
-        Past and future covariates of the windows, (N, ...).
+        Past and future covariates of the windows, (N, K).
     ahead
         Future covariates of each step of the output chunk, (N, n, F).
     """
@@ -160,6 +165,18 @@ class _Rows(NamedTuple):
     def at(self, chosen: Tensor) -> "_Rows":
         """Return some of the windows."""
         return _Rows(*(part[chosen] for part in self))
+
+    def by_component(self) -> "_Rows":
+        """Return a row for each component of each window: N * C rows without an axis C."""
+        # (N, C, ...) -> (N * C, ...)
+        chunks = (part.flatten(0, 1) for part in (self.x, self.y))
+        # the same for each component: (N, ...) -> (N * C, ...)
+        num_components = self.x.shape[1]
+        repeated = (
+            part.repeat_interleave(num_components, dim=0)
+            for part in (self.covariates, self.ahead)
+        )
+        return _Rows(*chunks, *repeated)
 
 
 def forecast_errors(
@@ -199,73 +216,30 @@ def forecast_errors(
     ForecastErrors
         The errors. ``None`` where there are too few windows.
     """
-    length = input_length + gap + output_length
-    found: list[tuple[Tensor, ...]] = []
-    trains, helds = [], []
-    kept = [i for i, one in enumerate(series) if len(one) >= length]
-    parts = windows_of([_filled(one) for one in series], length, 0.0, MAX_WINDOWS)
-    for i, windows in zip(kept, parts, strict=True):
-        past, ahead = windows.x[:input_length], windows.x[-output_length:]
-        if local_pattern is not None:
-            local = local_moments(*flagged(past), local_pattern)
-            spread = floor.apply(local.mean, local.std)
-            scale = Scale(local.level, spread, local.slope, local.season)
-        # (T, N, C) -> (N, T, C) -> (N, C, T)
-        normalised = [
-            scale.normalise(x.transpose(0, 1), first).mT
-            for x, first in ((past, -input_length), (ahead, gap))
-        ]
-        none = windows.x.new_zeros(len(windows.starts), 0)
-        of_windows = none, none
-        if covariates is not None:
-            of_windows = covariates.windows(i, windows.starts)
-        # (N, ...) -> (N, C, ...), the same for each component
-        of_covariates = [
-            part.unsqueeze(1).expand(-1, past.shape[2], *part.shape[1:])
-            for part in of_windows
-        ]
-        train, held = _folds(windows.starts, output_length, len(found))
-        found.append((normalised[0][..., -MAX_INPUTS:], normalised[1], *of_covariates))
-        trains.append(train)
-        helds.append(held)
-    if not found:
+    lengths = input_length, gap, output_length
+    found = _rows_of(series, *lengths, scale, floor, local_pattern, covariates)
+    if found is None:
         return None
-    rows = _Rows(*(torch.cat(each) for each in zip(*found, strict=True)))
-    all_at_once = [
-        tuple(rows.at(chosen) for chosen in pair)
-        for pair in zip(torch.cat(trains, 1), torch.cat(helds, 1), strict=True)
-        if all(chosen.any() for chosen in pair)
-    ]
-    if not all_at_once:
+    rows, folds = found
+
+    def mean_of(errors: Callable[[_Rows, _Rows], tuple[Tensor, ...]]) -> list[Tensor]:
+        # there are copies of one fold at a time
+        of_folds = [errors(rows.at(train), rows.at(held)) for train, held in folds]
+        return [torch.stack(each).mean(0) for each in zip(*of_folds, strict=True)]
+
+    linear, neighbours, joint = mean_of(_errors_by_past)
+    if not linear.isfinite().all():
         return None
-    # (N, C, ...) -> (N * C, ...)
-    folds = [
-        tuple(_Rows(*(x.flatten(0, 1) for x in part)) for part in pair)
-        for pair in all_at_once
-    ]
-
-    def mean_of(
-        error: Callable[[_Rows, _Rows], Tensor], pairs: list[tuple[_Rows, ...]] = folds
-    ) -> Tensor:
-        return torch.stack([error(train, held) for train, held in pairs]).mean(0)
-
-    errors = ForecastErrors(
-        mean_of(lambda train, held: _ridge_errors(train.x, train.y, held.x, held.y)),
-        mean_of(_neighbours_error),
+    errors = ForecastErrors(linear, neighbours, joint)
+    if covariates is None:
+        return errors
+    best = NOISE_LEVELS[int(linear.argmin())]
+    by_past_too, *by_ahead = mean_of(partial(_errors_by_covariates, level=best))
+    return errors._replace(
+        with_covariates=by_past_too,
+        covariate_neighbours=by_ahead[0] if by_ahead else None,
+        apart=share_apart(covariates),
     )
-    if not errors.linear.isfinite().all():
-        return None
-    if rows.x.shape[1] > 1:
-        errors = errors._replace(joint=mean_of(_joint_ridge_errors, all_at_once))
-    if covariates is not None:
-        best = NOISE_LEVELS[int(errors.linear.argmin())]
-        errors = errors._replace(
-            with_covariates=mean_of(partial(_covariate_ridge_errors, level=best)),
-            apart=share_apart(covariates),
-        )
-    if rows.ahead.shape[-1] > 0:
-        errors = errors._replace(covariate_neighbours=mean_of(_covariate_neighbours_error))
-    return errors
 
 
 def automatic_input_noise(
@@ -289,8 +263,7 @@ def automatic_input_noise(
     share = SHARE_OF_LEVEL * apart * min(FEW_WINDOWS * apart / num_windows, 1.0)
     if errors is None:
         return share * DEFAULT_LEVEL
-    by_level = errors.linear if errors.joint is None else errors.joint
-    best = int((by_level <= by_level.min() + TOLERANCE).nonzero().min())
+    best = int((errors.joint <= errors.joint.min() + TOLERANCE).nonzero().min())
     return share * NOISE_LEVELS[best]
 
 
@@ -336,9 +309,7 @@ def is_predictable(errors: ForecastErrors | None) -> bool:
     """
     if errors is None:
         return True
-    least = errors.linear.min().minimum(errors.neighbours)
-    if errors.joint is not None:
-        least = least.minimum(errors.joint.min())
+    least = errors.linear.min().minimum(errors.neighbours).minimum(errors.joint.min())
     return bool(errors.linear[-1] - least >= math.log(LEAST_GAIN))
 
 
@@ -357,6 +328,91 @@ def each_step_tells(errors: ForecastErrors | None) -> bool:
         return True
     loss = errors.linear[0] - errors.linear.min()
     return bool(loss <= MAX_LOSS_WITHOUT_PENALTY)
+
+
+def _rows_of(
+    series: Sequence[TimeSeries],
+    input_length: int,
+    gap: int,
+    output_length: int,
+    scale: Scale,
+    floor: InstanceFloor,
+    local_pattern: LocalPattern | None,
+    covariates: TrainingCovariates | None,
+) -> tuple[_Rows, list[tuple[Tensor, Tensor]]] | None:
+    """Return the windows of all series, and which are trained on and held out in a fold.
+
+    Parameters
+    ----------
+    series, input_length, gap, output_length, scale, floor, local_pattern, covariates
+        As for :func:`forecast_errors`.
+
+    Returns
+    -------
+    rows
+        The normalised windows.
+    folds
+        Whether a window is trained on, and held out, twice (N,), in each fold. ``None``
+        in place of both where there are no windows, or too few for a fold.
+    """
+    length = input_length + gap + output_length
+    limit = _most_windows(series, length, covariates)
+    # one of each series at least, so that very many series are too many
+    some = range(0, len(series), math.ceil(max(len(series), 1) / limit))
+    kept = [i for i in some if len(series[i]) >= length]
+    parts = windows_of(
+        [_filled(series[i]) for i in some], length, 0.0, min(limit, MAX_WINDOWS)
+    )
+    found: list[tuple[Tensor, ...]] = []
+    trains, helds = [], []
+    for i, windows in zip(kept, parts, strict=True):
+        past, ahead = windows.x[:input_length], windows.x[-output_length:]
+        own = scale
+        if local_pattern is not None:
+            local = local_moments(*flagged(past), local_pattern)
+            spread = floor.apply(local.mean, local.std)
+            own = Scale(local.level, spread, local.slope, local.season)
+        # (T, N, C) -> (N, T, C) -> (N, C, T)
+        x, y = (
+            own.normalise(part.transpose(0, 1), first).mT
+            for part, first in ((past, -input_length), (ahead, gap))
+        )
+        none = windows.x.new_zeros(len(windows.starts), 0)
+        of_windows = none, none
+        if covariates is not None:
+            of_windows = covariates.windows(i, windows.starts)
+        train, held = _folds(windows.starts, output_length, len(found))
+        found.append((x[..., -MAX_INPUTS:], y, *of_windows))
+        trains.append(train)
+        helds.append(held)
+    if not found:
+        return None
+    folds = [
+        (train, held)
+        for train, held in zip(torch.cat(trains, 1), torch.cat(helds, 1), strict=True)
+        if train.any() and held.any()
+    ]
+    if not folds:
+        return None
+    return _Rows(*(torch.cat(each) for each in zip(*found, strict=True))), folds
+
+
+def _most_windows(
+    series: Sequence[TimeSeries], length: int, covariates: TrainingCovariates | None
+) -> int:
+    """Return the number of windows of a length, with covariates, that fit in the memory."""
+    first = next((i for i, one in enumerate(series) if len(one) >= length), None)
+    if first is None:
+        return MIN_WINDOWS
+    beside, before = 0, 0
+    if covariates is not None:
+        of_window = covariates.windows(first, torch.tensor([0]))
+        beside = sum(part.numel() for part in of_window)
+        # before the last ones are taken
+        given = (each for each in (covariates.past, covariates.future) if each is not None)
+        before = length * sum(each[first].n_components for each in given)
+    num_values = series[first].n_components * (length + beside) + before
+    return max(MAX_VALUES // num_values, MIN_WINDOWS)
 
 
 def _filled(series: TimeSeries) -> TimeSeries:
@@ -432,6 +488,24 @@ def _ridge_errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tenso
         distance = (forecast - y_held).abs().flatten(0, -2)
         errors.append(distance.mean(0).log().mean())
     return torch.stack(errors)
+
+
+def _errors_by_past(train: _Rows, held: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Errors that are ``linear``, ``neighbours`` and ``joint``, see `ForecastErrors`."""
+    rows, rows_held = train.by_component(), held.by_component()
+    linear = _ridge_errors(rows.x, rows.y, rows_held.x, rows_held.y)
+    several = train.x.shape[1] > 1
+    joint = _joint_ridge_errors(train, held) if several else linear
+    return linear, _neighbours_error(rows, rows_held), joint
+
+
+def _errors_by_covariates(train: _Rows, held: _Rows, level: float) -> tuple[Tensor, ...]:
+    """Errors that are ``with_covariates`` and, of future ones, ``covariate_neighbours``."""
+    rows = train.by_component(), held.by_component()
+    errors = _covariate_ridge_errors(*rows, level=level)
+    if train.ahead.shape[-1] == 0:
+        return (errors,)
+    return errors, _covariate_neighbours_error(*rows)
 
 
 def _joint_ridge_errors(train: _Rows, held: _Rows) -> Tensor:

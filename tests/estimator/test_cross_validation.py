@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
 from darts_ddssm.datasets import bimodal_random_walk
+from darts_ddssm.estimator import cross_validation
 from darts_ddssm.estimator.automatic import say_once
 from darts_ddssm.estimator.covariates import TrainingCovariates
 from darts_ddssm.estimator.cross_validation import (
@@ -234,7 +235,8 @@ def test_no_more_inputs_than_a_regression_takes(num_components):
 def test_components_that_tell_nothing_of_each_other_take_more_noise():
     """Windows of a sine are told apart by what is beside it."""
     wave, noises = noisy_sine(200), [white_noise(seed=seed) for seed in range(3)]
-    assert errors_of(wave).joint is None
+    alone = errors_of(wave)
+    assert torch.equal(alone.joint, alone.linear)
     assert level(beside(wave, *noises)) > 2 * level(wave)
 
 
@@ -285,6 +287,29 @@ def test_noise_of_the_users(tiny, caplog):
     assert not [r for r in caplog.records if "noise of about" in r.message]
     other = tiny(n_epochs=1, input_noise=0).fit(noisy_sine())
     assert not same(*(m.predict(3, random_state=0) for m in (model, other)))
+
+
+@pytest.mark.parametrize("num_series, num_components", [(1, 1), (1, 5), (40, 1), (40, 3)])
+@pytest.mark.parametrize("num_covariates", [0, 4])
+def test_large_windows_are_few(monkeypatch, num_series, num_components, num_covariates):
+    """With the covariates beside each component, they fit in the memory."""
+    most, shape = 40_000, (max(600 // num_series, 70), num_components)
+    monkeypatch.setattr(cross_validation, "MAX_VALUES", most)
+    monkeypatch.setattr(cross_validation, "MIN_WINDOWS", 8)
+    rng = np.random.default_rng(0)
+    series = [TimeSeries.from_values(rng.standard_normal(shape)) for _ in range(num_series)]
+    known = [TimeSeries.from_values(rng.standard_normal((shape[0], num_covariates or 1)))]
+    rows_of, sizes = cross_validation._rows_of, []
+
+    def counted(*args):
+        rows, folds = rows_of(*args)
+        sizes.append(sum(part.numel() for part in rows.by_component()))
+        return rows, folds
+
+    monkeypatch.setattr(cross_validation, "_rows_of", counted)
+    errors = errors_of(*series, future_covariates=known * num_series * bool(num_covariates))
+    assert errors.linear.isfinite().all()
+    assert most / 4 < sizes[0] <= most
 
 
 def test_penalties_of_past_and_covariates_are_apart():
