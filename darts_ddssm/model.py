@@ -496,6 +496,7 @@ class DDSSMModel(LatentMethods):
                 own == saved,
                 f"`{name}` must be that of the loaded checkpoint, {saved}, got {own}.",
             )
+        self._example = tfm_save._example
 
     def __getstate__(self) -> dict[str, Any]:
         # darts leaves the weights out, so that a copy would be fitted and have none
@@ -644,6 +645,11 @@ class DDSSMModel(LatentMethods):
             if length_is_open:
                 has_season = bool(local_pattern and local_pattern.season_length)
                 epochs = self._automatic_n_epochs(train_dataset, errors, has_season)
+        series = getattr(train_dataset, "series", None)
+        if series and (is_new or self._example is None):
+            # now, since darts saves the model without its weights in the following call
+            first = series[0][:1]
+            self._example = first.with_values(np.full(first.shape[:2], np.nan))
         params = super()._setup_for_train(
             train_dataset, val_dataset, trainer, verbose, epochs, *args, **kwargs
         )
@@ -663,10 +669,6 @@ class DDSSMModel(LatentMethods):
                 # Lightning would cast it later, the scale already rounded.
                 module.double()
             module.set_scales(*scales)
-        series = getattr(train_dataset, "series", None)
-        if self._example is None and series:
-            first = series[0][:1]
-            self._example = first.with_values(np.full(first.shape[:2], np.nan))
         return params
 
     @property

@@ -160,6 +160,24 @@ def test_best_and_last_checkpoint(tiny, tmp_path):
         assert close(ahead(model), ahead(weights, series))
 
 
+def test_components_and_dates_of_training_are_remembered(tiny, tmp_path):
+    """By checkpoints and with weights alone; those of a failed attempt are forgotten."""
+    series = noisy_sine().with_columns_renamed("0", "sales")
+    model = tiny(**kept(tmp_path), n_epochs=1)
+    with pytest.raises(ValueError, match="too short"):
+        model.fit(TimeSeries.from_values(series.values()[:3]))
+    path = str(tmp_path / "model.pt")
+    model.fit(series).save(path)
+    weights, other_weights = tiny(), tiny()
+    weights.load_weights(path)
+    other_weights.load_weights_from_checkpoint("m", str(tmp_path), best=False)
+    checkpoint = DDSSMModel.load_from_checkpoint("m", str(tmp_path), best=False)
+    for one in (model, checkpoint, weights, other_weights):
+        simulated = one.simulate(3, num_samples=2)
+        assert simulated.components.to_list() == ["sales"]
+        assert simulated.time_index.equals(series.time_index[:3])
+
+
 def test_export_to_onnx_is_refused(tiny, tmp_path):
     path = tmp_path / "model.onnx"
     for model in (tiny(), tiny(n_epochs=1).fit(noisy_sine())):
