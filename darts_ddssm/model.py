@@ -78,6 +78,7 @@ from darts_ddssm.ssm.diffusion import MIN_SOLVER_STEPS
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.training.lightning_module import _DDSSMModule, arguments_of
 from darts_ddssm.validation import (
+    as_python,
     check,
     check_bool,
     check_choice,
@@ -399,6 +400,8 @@ class DDSSMModel(LatentMethods):
         >>> forecast.n_timesteps, forecast.n_samples
         (18, 50)
         """
+        # neither files nor Lightning take scalars of numpy
+        self.model_params.update(as_python(self.model_params))
         check_positive_integer("input_chunk_length", input_chunk_length)
         check_positive_integer("output_chunk_length", output_chunk_length)
         check_integer("output_chunk_shift", output_chunk_shift, least=0)
@@ -473,7 +476,7 @@ class DDSSMModel(LatentMethods):
     @num_solver_steps.setter
     def num_solver_steps(self, value: int) -> None:
         check_integer("num_solver_steps", value, least=MIN_SOLVER_STEPS)
-        self._num_solver_steps = value
+        self._num_solver_steps = int(value)
 
     @property
     def supports_static_covariates(self) -> bool:

@@ -4,6 +4,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from darts.logging import raise_log
 
 
@@ -48,3 +49,10 @@ def check_share(name: str, value: Any) -> None:
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise a `ValueError` that names a value which is none of the choices."""
     check(value in choices, f"`{name}` must be one of {choices}, got `{value!r}`.")
+
+
+def as_python(value: Any) -> Any:
+    """Return a scalar of numpy, or those in a dictionary, as Python's own number."""
+    if isinstance(value, dict):
+        return {name: as_python(part) for name, part in value.items()}
+    return value.item() if isinstance(value, np.generic) else value

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from darts.utils.likelihood_models import torch as likelihoods
 
-from tests.helpers import noisy_sine, tiny_model
+from darts_ddssm import DDSSMModel
+from tests.helpers import TRAINER, noisy_sine, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,27 @@ def test_likelihood_must_be_a_density(tiny):
         tiny(likelihood=likelihoods.QuantileRegression())
     with pytest.raises(ValueError, match="`likelihood` must be one of .*'gaussian'"):
         tiny(likelihood="gaussian")
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    """In training and in files, whose loader takes Python's own alone."""
+    sizes = ("latent_dim", "hidden_size", "batch_size", "transition_order", "patch_length")
+    model = DDSSMModel(
+        *np.array([12, 6, 0]),
+        **{name: np.int64(2) for name in sizes},
+        n_epochs=np.int64(1),
+        num_solver_steps=np.int32(5),
+        input_noise=np.float32(0.5),
+        use_reversible_instance_norm={"eps": np.float64(1e-3)},
+        optimizer_kwargs={"lr": np.float32(1e-3)},
+        pl_trainer_kwargs=TRAINER,
+    )
+    path = str(tmp_path / "model.pt")
+    model.fit(noisy_sine()).num_solver_steps = np.int64(6)
+    model.save(path)
+    loaded = DDSSMModel.load(path)
+    assert loaded.num_solver_steps == 6
+    assert len(loaded.predict(np.int64(3), num_samples=np.int64(2))) == 3
 
 
 def test_unknown_argument(tiny):
