@@ -281,8 +281,8 @@ class DDSSMModel(LatentMethods):
             ``transition_order`` and :meth:`infer_latents` then count patches in place of
             time steps. With ``1`` each step has a state, as the study of the dynamics
             themselves wants. ``None`` means ``1`` for windows of fewer than 36 steps, and
-            about 24 patches for longer ones, of three steps at least, but none longer than
-            the output chunk.
+            about 24 patches for longer ones, of about three steps or more: of such a length
+            that they divide the output chunk evenly, and none longer than either chunk.
         likelihood
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`
@@ -458,8 +458,8 @@ class DDSSMModel(LatentMethods):
         for name, value in self._hyperparameters.items():
             setattr(self, name, value)
         # what is chosen where there is no `patch_length`
-        self._patch_length = patch_length or automatic_patch_length(
-            window_length(self), output_chunk_length
+        self._patch_length = self.model_params["patch_length"] or automatic_patch_length(
+            window_length(self), self.input_chunk_length, self.output_chunk_length
         )
 
     @property

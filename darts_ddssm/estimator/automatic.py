@@ -54,18 +54,20 @@ def automatic_latent_dim(num_components: int) -> int:
     return min(dim, MAX_LATENT_DIM)
 
 
-def automatic_patch_length(window_length: int, output_length: int) -> int:
+def automatic_patch_length(
+    window_length: int, input_length: int, output_length: int
+) -> int:
     """Return the length of patches for windows of a length, 1 for a state at each step.
 
     Parameters
     ----------
-    window_length, output_length
-        Steps of a training window and of its output chunk.
+    window_length, input_length, output_length
+        Steps of a training window, of its input chunk and of its output chunk.
     """
     if window_length < MIN_PATCHED_STEPS:
         return 1
     longest = max(math.ceil(window_length / NUM_PATCHES), MIN_PATCH_LENGTH)
-    return even_patch_length(output_length, longest)
+    return even_patch_length(output_length, min(longest, input_length))
 
 
 def even_patch_length(output_length: int, longest: int) -> int:

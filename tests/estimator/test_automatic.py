@@ -47,7 +47,7 @@ from tests.helpers import drawn, noisy_sine, same, with_gaps
     ],
 )
 def test_automatic_length(window, output, expected):
-    assert automatic_patch_length(window, output) == expected
+    assert automatic_patch_length(window, window - output, output) == expected
 
 
 def test_more_components_have_larger_states(tiny, caplog):

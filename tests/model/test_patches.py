@@ -32,6 +32,15 @@ def patched(tiny, request):
     return make
 
 
+@pytest.mark.parametrize("lengths", [(1, 40), (2, 40), (3, 200), (40, 4)])
+def test_automatic_patches_are_such_as_may_be_given(tiny, lengths):
+    """None is longer than the input chunk."""
+    sizes = dict(zip(("input_chunk_length", "output_chunk_length"), lengths, strict=True))
+    length = tiny(**sizes)._patch_length
+    assert length == min(lengths[0], 2 if lengths[1] == 4 else 3)
+    assert tiny(**sizes, patch_length=length)._patch_length == length
+
+
 @pytest.mark.parametrize("transition", ["diffusion", "gaussian"])
 @pytest.mark.parametrize("order", [None, 1])
 @pytest.mark.parametrize("n", [1, 6, 17])
