@@ -60,7 +60,8 @@ def known_until(
     Parameters
     ----------
     covariates
-        Future covariates.
+        Future covariates. Those of another frequency, which darts refuses, are returned as
+        they are.
     series
         The series that is to be forecast.
     required
@@ -69,6 +70,8 @@ def known_until(
     wanted
         Number of steps that they have in the end, or more.
     """
+    if covariates.freq != series.freq:
+        return covariates
     num_after = n_steps_between(covariates.end_time(), series.end_time(), series.freq)
     if required <= num_after < wanted:
         return prolonged(covariates, wanted - num_after)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from darts import TimeSeries
 from darts.utils.likelihood_models import torch as likelihoods
 from darts.utils.timeseries_generation import linear_timeseries
 
@@ -133,3 +134,16 @@ def test_future_covariates_must_cover_the_horizon(tiny):
             model.predict(n, future_covariates=covariate(80 + steps - 1))
         assert "at sequence index `0`" in str(error.value)
         assert len(model.predict(n, future_covariates=covariate(80 + steps))) == n
+
+
+@pytest.mark.parametrize("patch_length", [1, 4])
+def test_future_covariates_must_have_the_frequency(tiny, patch_length):
+    """Where it differs, their ends cannot be compared, or should not be."""
+    series, known = noisy_sine(), covariate(100)
+    model = tiny(n_epochs=1, patch_length=patch_length)
+    model.fit(series, future_covariates=known)
+    hours = pd.date_range(series.start_time(), periods=len(known), freq="h")
+    for index in (pd.RangeIndex(len(known)), hours):
+        other = TimeSeries.from_times_and_values(index, known.values())
+        with pytest.raises(ValueError, match="`future_covariates` frequency .* not match"):
+            model.predict(6, series, future_covariates=other)
