@@ -28,6 +28,7 @@ from darts.utils.likelihood_models.torch import (
 )
 from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
+from pytorch_lightning.utilities import move_data_to_device
 
 from darts_ddssm.estimator.automatic import (
     automatic_latent_dim,
@@ -636,7 +637,11 @@ class DDSSMModel(LatentMethods):
         augmentation, is_new = (0.0, False), self.model is None
         # darts refuses an empty dataset
         if len(train_dataset) > 0:
-            scales = self.model.all_scales if self.model else self._scales(train_dataset)
+            if self.model is None:
+                scales = self._scales(train_dataset)
+            else:
+                # where the windows are that are normalised by them
+                scales = move_data_to_device(self.model.all_scales, "cpu")
             errors, length_is_open = None, epochs == 0 and self.n_epochs is None
             levels = [self.model_params[f"{x}_noise"] for x in ("input", "covariate")]
             if length_is_open or None in levels:

@@ -10,7 +10,7 @@ from torchmetrics import MeanAbsoluteError
 from darts_ddssm import DDSSMModel
 from darts_ddssm.ssm import transition
 from darts_ddssm.ssm.transition import Transition
-from tests.elsewhere import Device, Wait, elsewhere, trainer_elsewhere
+from tests.elsewhere import ELSEWHERE, Device, Wait, elsewhere, trainer_elsewhere
 from tests.helpers import KINDS, QUESTIONS, noisy_sine, state, tiny_model, values
 
 # Short ones: each operation goes through Python.
@@ -118,6 +118,16 @@ def test_it_is_the_same_model_elsewhere():
     here = state(tiny_model(n_epochs=1, batch_size=4, input_noise=0.2).fit(GAPS))
     for name, value in model.model.state_dict().items():
         torch.testing.assert_close(value, here[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_is_elsewhere_is_fitted_on():
+    """What is decided before a training is decided here."""
+    with elsewhere():
+        model = model_elsewhere(n_epochs=1, input_noise=None).fit(SERIES)
+        level = model.model.input_noise
+        model.model.to(ELSEWHERE)
+        model.fit(SERIES)
+    assert model.model.input_noise == pytest.approx(level)
 
 
 def fit_and_ask(trainer: dict, kind: str) -> DDSSMModel:
