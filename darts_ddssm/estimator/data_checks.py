@@ -13,7 +13,7 @@ from darts.logging import raise_log
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 
 from darts_ddssm.series.likelihoods import in_support
-from darts_ddssm.validation import check
+from darts_ddssm.validation import check, check_bool, check_positive_number
 
 
 def max_input(dtype: np.dtype) -> float:
@@ -146,8 +146,12 @@ def check_instance_norm(value: Any) -> None:
     kinds = f"`True`, `False`, `None` or a dictionary of {sorted(allowed)}"
     is_valid = value is None or isinstance(value, bool)
     if isinstance(value, dict):
-        is_valid = set(value) <= allowed
+        # an empty one would be as good as `False`
+        is_valid = len(value) > 0 and set(value) <= allowed
     check(is_valid, f"`{name}` must be {kinds}, got `{value!r}`.")
+    if isinstance(value, dict):
+        check_bool(f'{name}["affine"]', value.get("affine", True))
+        check_positive_number(f'{name}["eps"]', value.get("eps", 1.0), or_zero=True)
 
 
 def check_range(name: str, i: int, values: np.ndarray) -> None:

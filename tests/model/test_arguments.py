@@ -108,11 +108,21 @@ def test_shift_must_not_be_negative(tiny, value):
         tiny(output_chunk_shift=value)
 
 
-@pytest.mark.parametrize("value", ["yes", [1], {"affin": True}, 1])
+@pytest.mark.parametrize("value", ["yes", [1], {}, {"affin": True}, 1])
 def test_instance_norm_must_be_known(tiny, value):
     with pytest.raises(ValueError, match="`use_reversible_instance_norm` must be") as error:
         tiny(use_reversible_instance_norm=value)
     assert f"got `{value!r}`" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("eps", -1), ("eps", "a"), ("eps", None), ("eps", np.inf), ("affine", 3)],
+)
+def test_arguments_of_instance_norm(tiny, name, value):
+    match = rf'`use_reversible_instance_norm\["{name}"\]` must be .* got `{value!r}`'
+    with pytest.raises(ValueError, match=match):
+        tiny(use_reversible_instance_norm={name: value})
 
 
 @pytest.mark.parametrize("value", [None, 1, "no"])
