@@ -42,7 +42,7 @@ def distil_transition(
     Parameters
     ----------
     model
-        A fitted model with a diffusion transition that has no such sampler.
+        A fitted model with a diffusion transition. A sampler that it has is replaced.
     samples
         Whole series with their covariates.
     num_evaluations, num_updates, verbose
@@ -63,7 +63,13 @@ def distil_transition(
         num_updates=num_updates,
         num_draws=DRAWS_PER_UPDATE * num_updates,
     )
-    (answer,) = answers(model, [question], verbose)
+    # what is distilled is the full transition
+    former, transition.sampler = transition.sampler, None
+    try:
+        (answer,) = answers(model, [question], verbose)
+    except BaseException:
+        transition.sampler = former
+        raise
     *_, distance = answer
     transition.sampler = _with_weights(transition.new_sampler(num_evaluations), answer[:-1])
     message = (

@@ -715,7 +715,5 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         _, samples, _ = whole_series(
             self, "distill", series, past_covariates, future_covariates
         )
-        # what is distilled is the full transition
-        transition.sampler = None
         distil_transition(self, samples, num_evaluations, num_updates, verbose)
         return self

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm.estimator import distillation
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from tests.helpers import (
     GAPS,
@@ -253,3 +254,19 @@ def test_several_training_series():
 def test_no_series_has_a_training_window():
     with pytest.raises(ValueError, match="`series` must have one of at least .* 18, steps"):
         fitted().distill(series=SERIES[:17])
+
+
+def test_a_failed_attempt_leaves_the_sampler(monkeypatch):
+    model = distilled()
+    expected = ahead(model)
+    with pytest.raises(ValueError, match="`series` must have one of at least"):
+        model.distill(series=SERIES[:17])
+    assert same(ahead(model), expected)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distillation, "answers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.distill()
+    assert same(ahead(model), expected)
