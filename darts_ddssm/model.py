@@ -55,6 +55,8 @@ from darts_ddssm.estimator.data_checks import (
     check_instance_norm,
     check_series,
     check_trained,
+    check_training_set,
+    check_weights,
     window_length,
 )
 from darts_ddssm.estimator.distillation import drop_sampler
@@ -632,6 +634,9 @@ class DDSSMModel(LatentMethods):
         **kwargs: Any,
     ) -> dict[str, Any]:
         self._verify_train_dataset_type(train_dataset)
+        check_training_set(self, "train_dataset", train_dataset)
+        if val_dataset is not None:
+            check_training_set(self, "val_dataset", val_dataset)
         scales: tuple[TrainingScales, InstanceFloor, LocalPattern | None] | None = None
         noise, covariate_noise = 0.0, 0.0
         augmentation, is_new = (0.0, False), self.model is None
@@ -816,6 +821,8 @@ class DDSSMModel(LatentMethods):
 
     def _setup_for_fit_from_dataset(self, series: Any, *args: Any, **kwargs: Any) -> Any:
         check_series("series", series)
+        for name in ("sample_weight", "val_sample_weight"):
+            check_weights(name, kwargs.get(name))
         # the validation set has the type of the training set
         dtype = series2seq(series)[0].dtype
         for name in ("val_series", "val_past_covariates", "val_future_covariates"):

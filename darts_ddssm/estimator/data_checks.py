@@ -11,6 +11,8 @@ import torch
 from darts import TimeSeries
 from darts.logging import raise_log
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
+from darts.utils.data import TorchTrainingDataset
+from darts.utils.ts_utils import series2seq
 
 from darts_ddssm.series.likelihoods import in_support
 from darts_ddssm.validation import check, check_bool, check_positive_number
@@ -121,6 +123,54 @@ def check_one_for_each(
         covariates is None or len(covariates) == len(series),
         f"`{name}` must have one series for each of `series`.",
     )
+
+
+def check_weights(name: str, weights: Any) -> None:
+    """Refuse sample weights that are not finite; those by name are."""
+    if weights is None or isinstance(weights, str):
+        return
+    check_series(name, weights)
+    for i, one in enumerate(series2seq(weights)):
+        values = one.all_values(copy=False)
+        outside = values[~np.isfinite(values)]
+        if len(outside) > 0:
+            raise_log(
+                ValueError(
+                    f"`{name}` must be finite, got `{outside[0]}` (at sequence index "
+                    f"`{i}`)."
+                )
+            )
+
+
+def check_training_set(
+    model: MixedCovariatesTorchModel, name: str, dataset: TorchTrainingDataset
+) -> None:
+    """Refuse a dataset whose chunks are not those of the model.
+
+    Parameters
+    ----------
+    model
+        The model that is to be trained.
+    name
+        Name of the argument.
+    dataset
+        The dataset. One that is empty is left to darts.
+    """
+    if len(dataset) == 0:
+        return
+    sample = dataset[0]
+    # (I, C) and (n, C)
+    found = {
+        "input_chunk_length": len(sample.past_target),
+        "output_chunk_length": len(sample.future_target),
+    }
+    # of darts' datasets, from the start of the input chunk
+    shift = getattr(dataset, "shift", None)
+    if shift is not None:
+        found["output_chunk_shift"] = shift - found["input_chunk_length"]
+    for length, got in found.items():
+        own = getattr(model, length)
+        check(got == own, f"`{name}` must have the model's `{length}`, {own}, got {got}.")
 
 
 def check_future_covariates(

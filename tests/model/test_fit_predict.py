@@ -201,6 +201,24 @@ def test_datasets_in_place_of_series(tiny):
     assert same(forecast, expected)
 
 
+@pytest.mark.parametrize(
+    "length, got",
+    [("input_chunk_length", 10), ("output_chunk_length", 7), ("output_chunk_shift", 2)],
+)
+@pytest.mark.parametrize("name", ["train_dataset", "val_dataset"])
+def test_datasets_have_the_chunks_of_the_model(tiny, name, length, got):
+    lengths = {"input_chunk_length": 12, "output_chunk_length": 6, "output_chunk_shift": 0}
+    sets = {
+        "train_dataset": SequentialTorchTrainingDataset(series=noisy_sine(), **lengths),
+        name: SequentialTorchTrainingDataset(
+            series=noisy_sine(), **lengths | {length: got}
+        ),
+    }
+    match = f"`{name}` must have the model's `{length}`, {lengths[length]}, got {got}"
+    with pytest.raises(ValueError, match=match):
+        tiny().fit_from_dataset(**sets)
+
+
 # --- tuning ---------------------------------------------------------------------------
 
 

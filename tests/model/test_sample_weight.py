@@ -60,6 +60,17 @@ def test_weights_by_name(tiny, name):
     assert not same(forecasts[0], ahead(tiny().fit(series), series[0]))
 
 
+@pytest.mark.parametrize("name", ["sample_weight", "val_sample_weight"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_are_finite(tiny, name, value):
+    series, values = noisy_sine(), np.ones((80, 1), np.float32)
+    values[40] = value
+    weights = [constant(series, 1.0), series.with_values(values)]
+    validation = {"val_series": [series, series]} if name.startswith("val") else {}
+    with pytest.raises(ValueError, match=f"`{name}` must be finite, .* index `1`"):
+        tiny().fit([series, series], **validation, **{name: weights})
+
+
 # --- effects --------------------------------------------------------------------------
 
 QUICK = {"transition": "gaussian", "n_epochs": 20, "optimizer_kwargs": {"lr": 2e-2}}
