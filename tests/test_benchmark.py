@@ -538,6 +538,27 @@ def test_gift_report_takes_results_of_the_benchmark_or_none(run, modules, gift_f
     assert "| seasonal_naive | 1.000 | 1.000 | 1.000 |" in text
 
 
+def test_no_report_is_written_of_a_budget_without_results(
+    run, modules, tmp_path, capsys
+):
+    store = modules["cells"].Store(tmp_path / "results" / "simulated.csv")
+    store.add(modules["cells"].Cell("bimodal walk", "DDSSM", 0, 150.0), {"crps": 2.0})
+    store.add(modules["cells"].Cell("bimodal walk", "DDSSM", 1, 90.0), {}, "an error")
+    report = tmp_path / "results" / "simulated.md"
+    report.write_text("published")
+    # the budget is 1
+    run("--suite", "simulated", "--report-only")
+    assert report.read_text() == "published"
+    message = "simulated: no results for --budget 1; budgets stored: 90, 150"
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["simulated", "robustness", "real", "scaling", "gift"])
+def test_published_results_have_the_default_budget(modules, name):
+    published = modules["cells"].Store(FOLDER / "results" / f"{name}.csv").read()[0]
+    assert set(published["budget"]) == {modules["suites"].SUITES[name].seconds}
+
+
 def test_device_is_that_of_the_trainer(run, modules, gift_files, monkeypatch):
     seen = []
 

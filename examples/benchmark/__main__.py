@@ -34,8 +34,14 @@ def run_suite(
 def write_report(
     name: str, store: Store, folder: Path, data_dir: str | None, seconds: float
 ) -> None:
-    """Make tables and pictures of what is stored for a budget."""
-    frame, errors = (part[part["budget"] == seconds] for part in store.read())
+    """Make tables and pictures of what is stored for a budget, if there is anything."""
+    stored = store.read()
+    frame, errors = (part[part["budget"] == seconds] for part in stored)
+    if frame.empty and errors.empty:
+        budgets = sorted({f"{x:g}" for part in stored for x in part["budget"]}, key=float)
+        known = ", ".join(budgets) or "none"
+        print(f"{name}: no results for --budget {seconds:g}; budgets stored: {known}")
+        return
     parts = [f"# {name}", f"At most {seconds:g} seconds of training a model."]
     if len(frame):
         order = SUITES[name].methods

@@ -295,5 +295,5 @@ SUITE = Suite(
     methods=[*TORCH_METHODS, "ExponentialSmoothing", "Seasonal naive"],
     run=run,
     report=summary,
-    seconds=180.0,
+    seconds=120.0,
 )

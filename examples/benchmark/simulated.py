@@ -198,5 +198,5 @@ SUITE = Suite(
     methods=["true process", "DDSSM", "DDSSM (Gaussian)", "RNNModel", "marginal"],
     run=run,
     report=summary,
-    seconds=300.0,
+    seconds=150.0,
 )
