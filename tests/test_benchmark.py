@@ -559,6 +559,16 @@ def test_published_results_have_the_default_budget(modules, name):
     assert set(published["budget"]) == {modules["suites"].SUITES[name].seconds}
 
 
+def test_robustness_report_says_of_which_seeds_it_is(modules, tmp_path):
+    frame = modules["cells"].Store(FOLDER / "results" / "robustness.csv").read()[0]
+    frame = frame[frame["seed"] == 0]
+    summary = modules["robustness"].summary
+    assert summary(frame, tmp_path, None).startswith("One seed; the CRPS")
+    three = pd.concat([frame.assign(seed=seed) for seed in (2, 0, 1)])
+    expected = "Means over seeds 0, 1, 2; the CRPS"
+    assert summary(three, tmp_path, None).startswith(expected)
+
+
 def test_device_is_that_of_the_trainer(run, modules, gift_files, monkeypatch):
     seen = []
 

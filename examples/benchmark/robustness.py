@@ -200,9 +200,11 @@ def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
     report.curves(relatives, "CRPS / true process's", folder / "robustness_crps.png")
     table = pd.DataFrame.from_dict(rows, orient="index")
     diverged = int((frame["finite"] < 1).sum())
+    seeds = sorted(frame["seed"].unique())
+    over = f"Means over seeds {', '.join(map(str, seeds))}" if seeds[1:] else "One seed"
     return "\n\n".join(
         [
-            "Means over seeds; the CRPS over that of the true process:",
+            f"{over}; the CRPS over that of the true process:",
             report.markdown(table),
             f"Runs with a value that is not finite: {diverged} of {len(frame)}.",
         ]
