@@ -209,7 +209,10 @@ def found(data_dir: str | None) -> list[str]:
     """Those of the five configurations whose data are there."""
     names = [n for n in WITH_FILES if any(path.exists() for path in places(n, data_dir))]
     if not names:
-        raise SystemExit(f"--data-dir must have data of {list(WITH_FILES)}, got {data_dir}")
+        raise SystemExit(
+            f"--data-dir must have data of {list(WITH_FILES)}, got {data_dir}; "
+            "or name others with --settings"
+        )
     return names
 
 
@@ -244,7 +247,8 @@ def read_folder(path: Path) -> tuple[list[np.ndarray], list[pd.Timestamp], Frequ
         import datasets
     except ImportError as error:
         raise ImportError(
-            "The benchmark's own data need `datasets`: pip install 'darts-ddssm[gift]'"
+            "The benchmark's own data need `datasets`. Install it in a clone of this "
+            'repository by `pip install ".[gift]"`.'
         ) from error
     rows = datasets.load_from_disk(str(path))
     series, firsts = [], []
