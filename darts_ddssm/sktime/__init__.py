@@ -1,5 +1,5 @@
 """
-The model in sktime, installed by ``darts-ddssm[sktime]``.
+The model in sktime, which needs sktime and skpro: the extra ``sktime``.
 """
 
 # pickles name `_Trained` here

@@ -36,7 +36,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(
         "`darts_ddssm.sktime` must have sktime and skpro, which are not installed. Install "
-        'them by `pip install "darts-ddssm[sktime]"`.'
+        'them in a clone of this repository by `pip install ".[sktime]"`.'
     ) from error
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class DDSSMForecaster(BaseForecaster):
       ``ReconcilerForecaster`` makes them. For one model per series, use
       ``ForecastByLevel(forecaster, groupby="local")``.
     - A relative horizon counts from the end of each series, an absolute one is the same
-      for all.
+      for all. In-sample horizons are not supported.
     - ``X`` is known in the future: it must have a row at each time of ``y`` and of the
       horizon, in ``fit`` or later.
     - NaN in ``y`` or ``X``, and times in between without a row, are missing values: the
@@ -74,7 +74,7 @@ class DDSSMForecaster(BaseForecaster):
     - In a pipeline, transform the target value by value, e.g. by a logarithm. Differences
       are undone by sktime for each quantile alone, as if that were a path.
 
-    The target needs no scaling. ``X`` should be scaled. Values are taken in float32 unless
+    Neither ``y`` nor ``X`` needs scaling. Values are taken in float32 unless
     ``pl_trainer_kwargs`` has ``"precision": "64-true"``.
 
     Parameters

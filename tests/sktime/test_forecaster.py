@@ -415,5 +415,5 @@ def test_the_import_without_sktime_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sktime.forecasting.base", None)
     for name in [name for name in sys.modules if name.startswith("darts_ddssm.sktime")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ImportError, match=r'pip install "darts-ddssm\[sktime\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[sktime\]"'):
         importlib.import_module("darts_ddssm.sktime")
