@@ -2,7 +2,7 @@ r"""
 Scores that darts lacks: of a joint forecast, and against a known density.
 
 `energy_score` is a darts metric and goes where these go, `backtest(metric=...)`
-included. `jensen_shannon_divergence` compares samples with a density that is known, as
+included, but for `residuals`. `jensen_shannon_divergence` compares samples with a density that is known, as
 it is for the series of `darts_ddssm.datasets`.
 
 Letters: T steps, C components, S samples, K bins.
@@ -57,7 +57,10 @@ def energy_score(
     value in the vector it is the CRPS, likewise in its fair form.
 
     Missing values are left out: of a vector, the entries that the actual series (or the
-    forecast) has not; a vector with none left scores NaN.
+    forecast) has not; a vector with none left scores NaN, and so do series without a time
+    step in common.
+
+    It is no metric for ``residuals``, which asks for a score of each component.
 
     Parameters
     ----------
@@ -126,6 +129,8 @@ def energy_score(
     y, x = _get_values_or_raise(
         actual_series, pred_series, intersect, remove_nan_union=True
     )
+    if len(y) == 0:
+        return np.full((1, 1, 1), np.nan)
     # (T, C, 1) and (T, C, S) -> (T, 1, C) and (T, S, C), in double precision
     y = y.swapaxes(1, 2).astype(np.float64)
     x = x.swapaxes(1, 2).astype(np.float64)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scoringrules
 from darts import TimeSeries
-from darts.metrics import crps
+from darts.metrics import crps, mae
 from darts.models import NaiveMean
 
 import darts_ddssm.metrics
@@ -138,6 +138,13 @@ def test_energy_score_intersects_in_time(actual, forecast):
     expected = energy_score(actual[2:], forecast[2:])
     np.testing.assert_allclose(energy_score(actual, forecast[2:]), expected)
     np.testing.assert_allclose(energy_score(actual[2:], forecast), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.parametrize("joint", ["components", "path"])
+def test_energy_score_without_a_common_step_is_nan(actual, forecast, joint):
+    assert np.isnan(mae(actual[:3], forecast[3:]))
+    assert np.isnan(energy_score(actual[:3], forecast[3:], joint=joint))
 
 
 def test_energy_score_leaves_missing_values_out(actual, forecast):
