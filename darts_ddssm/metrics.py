@@ -2,13 +2,15 @@ r"""
 Scores that darts lacks: of a joint forecast, and against a known density.
 
 `energy_score` is a darts metric and goes where these go, `backtest(metric=...)`
-included, but for `residuals`. `jensen_shannon_divergence` compares samples with a density that is known, as
-it is for the series of `darts_ddssm.datasets`.
+included, but for `residuals`. `jensen_shannon_divergence` compares samples with a density
+that is known, as it is for the series of `darts_ddssm.datasets`.
 
 Letters: T steps, C components, S samples, K bins.
 """
 
 from collections.abc import Callable
+from math import isfinite
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -20,6 +22,9 @@ from darts.metrics.utils import (
     multivariate_support,
 )
 from darts.typing import TimeSeriesLike
+from numpy.typing import ArrayLike
+
+from darts_ddssm.validation import check, check_positive_integer
 
 __all__ = ["energy_score", "jensen_shannon_divergence"]
 
@@ -164,8 +169,8 @@ def _mean_distance(x: np.ndarray) -> np.ndarray:
 
 
 def jensen_shannon_divergence(
-    samples: np.ndarray,
-    density: Callable[[np.ndarray], np.ndarray] | np.ndarray,
+    samples: ArrayLike,
+    density: Callable[[np.ndarray], ArrayLike] | ArrayLike,
     *,
     bins: int = 300,
     interval: tuple[float, float] = (-10.0, 10.0),
@@ -204,9 +209,9 @@ def jensen_shannon_divergence(
     Raises
     ------
     ValueError
-        If `samples` are empty or hold NaN, `bins` is not positive, `interval` not
-        increasing, or `density` has the wrong number of bins, a negative value or no
-        mass on the interval.
+        If `samples` are empty or hold NaN, `bins` is no positive integer, `interval` not
+        two finite numbers that increase, or `density` has another shape, a value that is
+        negative or not finite, or no mass on the interval.
 
     References
     ----------
@@ -228,11 +233,15 @@ def jensen_shannon_divergence(
     >>> 0.005 < divergence < 0.02
     True
     """
-    if not bins > 0:
-        raise_log(ValueError(f"`bins` must be positive, got `{bins}`."))
-    low, high = interval
-    if not low < high:
-        raise_log(ValueError(f"`interval` must increase, got `{interval}`."))
+    check_positive_integer("bins", bins)
+    ends = np.asarray(interval, dtype=object)
+    check(
+        ends.shape == (2,)
+        and all(isinstance(end, Real) and isfinite(end) for end in ends)
+        and ends[0] < ends[1],
+        f"`interval` must be two finite numbers that increase, got `{interval}`.",
+    )
+    low, high = map(float, ends)
     samples = np.asarray(samples, dtype=np.float64)
     if samples.ndim == 0 or samples.size == 0 or np.isnan(samples).any():
         raise_log(ValueError("`samples` must be an array (..., S) without NaN."))
@@ -242,13 +251,19 @@ def jensen_shannon_divergence(
 
     p = np.apply_along_axis(shares, -1, np.clip(samples, low, high))
     q = _bin_probabilities(density, bins, low, high)
+    sizes = zip(p.shape[::-1], q.shape[::-1], strict=False)
+    check(
+        all(one == other or 1 in (one, other) for one, other in sizes),
+        f"`density` must have the leading axes of `samples`, `{p.shape[:-1]}`, or none, "
+        f"got `{q.shape[:-1]}`.",
+    )
     m = 0.5 * (p + q)
     divergence = 0.5 * (_relative_entropy(p, m) + _relative_entropy(q, m))
     return float(divergence) if divergence.ndim == 0 else divergence
 
 
 def _bin_probabilities(
-    density: Callable[[np.ndarray], np.ndarray] | np.ndarray,
+    density: Callable[[np.ndarray], ArrayLike] | ArrayLike,
     bins: int,
     low: float,
     high: float,
@@ -258,6 +273,11 @@ def _bin_probabilities(
         num_points = bins * _POINTS_PER_BIN
         points = low + (high - low) * (np.arange(num_points) + 0.5) / num_points
         values = np.asarray(density(points), dtype=np.float64)
+        check(
+            values.shape[-1:] == (num_points,),
+            f"`density` must return a value for each of {num_points} points, got shape "
+            f"`{values.shape}`.",
+        )
         values = values.reshape(*values.shape[:-1], bins, _POINTS_PER_BIN).sum(axis=-1)
     else:
         values = np.asarray(density, dtype=np.float64)
@@ -269,8 +289,10 @@ def _bin_probabilities(
                 )
             )
     total = values.sum(axis=-1, keepdims=True)
-    if not ((values >= 0).all() and (total > 0).all()):
-        raise_log(ValueError("`density` must be nonnegative, with mass on the interval."))
+    check(
+        bool((values >= 0).all() and (total > 0).all() and np.isfinite(total).all()),
+        "`density` must be nonnegative, with mass on the interval, and finite.",
+    )
     return values / total
 
 

@@ -539,9 +539,7 @@ def test_gift_report_takes_results_of_the_benchmark_or_none(run, modules, gift_f
     assert "| seasonal_naive | 1.000 | 1.000 | 1.000 |" in text
 
 
-def test_no_report_is_written_of_a_budget_without_results(
-    run, modules, tmp_path, capsys
-):
+def test_no_report_is_written_of_a_budget_without_results(run, modules, tmp_path, capsys):
     store = modules["cells"].Store(tmp_path / "results" / "simulated.csv")
     store.add(modules["cells"].Cell("bimodal walk", "DDSSM", 0, 150.0), {"crps": 2.0})
     store.add(modules["cells"].Cell("bimodal walk", "DDSSM", 1, 90.0), {}, "an error")

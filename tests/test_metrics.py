@@ -288,14 +288,25 @@ def test_floor_of_the_bimodal_process():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bins": 0}, "`bins` must be positive, got `0`"),
-        ({"interval": (1.0, 1.0)}, "`interval` must increase"),
+        ({"bins": 0}, "`bins` must be an integer >= 1, got `0`"),
+        ({"bins": 2.5}, "`bins` must be an integer >= 1, got `2.5`"),
+        ({"interval": (1.0, 1.0)}, "`interval` must be two finite numbers that increase"),
+        ({"interval": (0.0, np.inf)}, "`interval` must be two finite numbers"),
+        ({"interval": (0.0, 1.0, 2.0)}, "`interval` must be two finite numbers"),
+        ({"interval": 3.0}, "`interval` must be two finite numbers"),
+        ({"interval": ("a", "b")}, "`interval` must be two finite numbers"),
         ({"samples": []}, "`samples` must be an array"),
         ({"samples": 1.0}, "`samples` must be an array"),
         ({"samples": [0.0, np.nan]}, "`samples` must be an array"),
         ({"density": np.ones(7)}, r"`density` must have 300 entries .* `\(7,\)`"),
         ({"density": np.zeros(300)}, "`density` must be nonnegative, with mass"),
         ({"density": lambda x: -np.ones_like(x)}, "`density` must be nonnegative"),
+        ({"density": np.full(300, np.inf)}, "`density` must be nonnegative, .* and finite"),
+        ({"density": lambda x: 1.0}, r"`density` must return a value .* `\(\)`"),
+        (
+            {"samples": np.ones((3, 5)), "density": np.ones((2, 300))},
+            r"`density` must have the leading axes of `samples`, `\(3,\)`, .* `\(2,\)`",
+        ),
     ],
 )
 def test_divergence_errors(changes, message):
