@@ -4,15 +4,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from darts_ddssm.datasets.process import (
     Process,
     SimulatedSeries,
     check_positive,
     check_probability,
+    checked_observations,
     random_signs,
 )
-from darts_ddssm.validation import check
+from darts_ddssm.validation import check, check_positive_integer
 
 # Paths of signs that are kept at each step.
 MAX_PATHS = 4096
@@ -47,7 +49,7 @@ class StatePaths(NamedTuple):
         Raises
         ------
         ValueError
-            If `num_samples` is not positive.
+            If `num_samples` is no positive integer.
 
         Examples
         --------
@@ -56,7 +58,7 @@ class StatePaths(NamedTuple):
         >>> paths.sample(100, random_state=0).shape
         (100, 3, 1)
         """
-        check_positive(num_samples=num_samples)
+        check_positive_integer("num_samples", num_samples)
         rng = np.random.default_rng(random_state)
         chosen = rng.choice(len(self.states), num_samples, p=self.probabilities)
         return self.states[chosen]
@@ -109,7 +111,7 @@ class BimodalRandomWalk(Process):
     def observe(self, state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return state + self.noise * rng.standard_normal(state.shape)
 
-    def predictive_density(self, x: np.ndarray, state: np.ndarray) -> np.ndarray:
+    def predictive_density(self, x: ArrayLike, state: ArrayLike) -> np.ndarray:
         """
         Exact density of the next observation given the true state.
 
@@ -150,7 +152,7 @@ class BimodalRandomWalk(Process):
         down = self._log_density(x, mean - self.step)
         return p * np.exp(up) + (1 - p) * np.exp(down)
 
-    def log_likelihood(self, x: np.ndarray) -> float:
+    def log_likelihood(self, x: ArrayLike) -> float:
         """
         Exact log-density of a series of observations.
 
@@ -171,7 +173,7 @@ class BimodalRandomWalk(Process):
         Raises
         ------
         ValueError
-            If `x` has not the shape (T, 1).
+            If `x` has not the shape (T, 1), or an infinite value.
 
         Examples
         --------
@@ -182,7 +184,7 @@ class BimodalRandomWalk(Process):
         log_weights = self._filter(x)[1]
         return float(np.logaddexp.reduce(log_weights))
 
-    def smooth(self, x: np.ndarray) -> StatePaths:
+    def smooth(self, x: ArrayLike) -> StatePaths:
         """
         Exact posterior of the path of states given incomplete, noisy observations.
 
@@ -203,7 +205,7 @@ class BimodalRandomWalk(Process):
         Raises
         ------
         ValueError
-            If `x` has not the shape (T, 1).
+            If `x` has not the shape (T, 1), or an infinite value.
 
         Examples
         --------
@@ -220,13 +222,9 @@ class BimodalRandomWalk(Process):
         probabilities = np.exp(log_weights - np.logaddexp.reduce(log_weights))
         return StatePaths(states[..., None], probabilities / probabilities.sum())
 
-    def _filter(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _filter(self, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """The likeliest paths (K, T), and their joint log-density with x, (K,)."""
-        x = np.asarray(x, dtype=np.float64)
-        check(
-            x.ndim == 2 and len(x) > 0 and x.shape[1] == 1,
-            f"`x` must have shape `(T, 1)`, got `{x.shape}`.",
-        )
+        x = checked_observations(x, 1)
         paths, log_weights = np.zeros((1, len(x))), np.zeros(1)
         log_up, log_down = np.log(self.probability), np.log1p(-self.probability)
         for t, x_t in enumerate(x[:, 0]):
@@ -241,7 +239,7 @@ class BimodalRandomWalk(Process):
             paths[:, t], log_weights = states[kept], log_weights[kept]
         return paths, log_weights
 
-    def _log_density(self, x: np.ndarray, state: np.ndarray) -> np.ndarray:
+    def _log_density(self, x: ArrayLike, state: np.ndarray) -> np.ndarray:
         """Log-density of an observation given its state."""
         u = (np.asarray(x, dtype=np.float64) - state) / self.noise
         return -0.5 * u**2 - np.log(self.noise * np.sqrt(2 * np.pi))

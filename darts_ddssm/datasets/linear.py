@@ -4,14 +4,16 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from darts_ddssm.datasets.process import (
     Process,
     SimulatedSeries,
     check_positive,
     check_probability,
+    checked_observations,
 )
-from darts_ddssm.validation import check
+from darts_ddssm.validation import check, check_positive_integer
 
 
 class KalmanMoments(NamedTuple):
@@ -60,8 +62,9 @@ class LinearGaussian(Process):
     Raises
     ------
     ValueError
-        If the shapes do not fit, those of the observations given to a method included,
-        F is not stable, or Q or R not positive definite.
+        If the shapes do not fit, those of the observations given to a method included, a
+        value is not finite (of the observations, NaN may be), F is not stable, or Q or R
+        not positive definite.
 
     Examples
     --------
@@ -78,10 +81,10 @@ class LinearGaussian(Process):
 
     def __init__(
         self,
-        transition: np.ndarray,
-        emission: np.ndarray,
-        transition_covariance: np.ndarray,
-        emission_covariance: np.ndarray,
+        transition: ArrayLike,
+        emission: ArrayLike,
+        transition_covariance: ArrayLike,
+        emission_covariance: ArrayLike,
     ) -> None:
         self.transition = np.asarray(transition, dtype=np.float64)
         self.emission = np.asarray(emission, dtype=np.float64)
@@ -90,6 +93,7 @@ class LinearGaussian(Process):
 
         shape = self.emission.shape
         check(len(shape) == 2, f"`emission` must have two axes, got shape `{shape}`.")
+        check(bool(np.isfinite(self.emission).all()), "`emission` must be finite.")
         c, d = shape
         sizes = {"transition": d, "transition_covariance": d, "emission_covariance": c}
         for name, size in sizes.items():
@@ -98,6 +102,7 @@ class LinearGaussian(Process):
                 matrix.shape == (size, size),
                 f"`{name}` must have shape `{(size, size)}`, got `{matrix.shape}`.",
             )
+            check(bool(np.isfinite(matrix).all()), f"`{name}` must be finite.")
             check(
                 name == "transition"
                 or (np.allclose(matrix, matrix.T) and np.linalg.eigvalsh(matrix).min() > 0),
@@ -135,7 +140,7 @@ class LinearGaussian(Process):
         noise = _gaussian_noise(self.emission_covariance, state.shape[:-1], rng)
         return state @ self.emission.T + noise
 
-    def kalman_forecast(self, x: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def kalman_forecast(self, x: ArrayLike, n: int) -> tuple[np.ndarray, np.ndarray]:
         """
         Exact forecast given observations: the marginal of each future step.
 
@@ -156,9 +161,9 @@ class LinearGaussian(Process):
         Raises
         ------
         ValueError
-            If `n` is not positive.
+            If `n` is no positive integer.
         """
-        check_positive(n=n)
+        check_positive_integer("n", n)
         means, covariances, _ = self._filter(x)
         state, forecast = (means[-1], covariances[-1]), []
         for _ in range(n):
@@ -167,7 +172,7 @@ class LinearGaussian(Process):
         mean, covariance = zip(*forecast, strict=True)
         return np.stack(mean), np.stack(covariance)
 
-    def log_likelihood(self, x: np.ndarray) -> float:
+    def log_likelihood(self, x: ArrayLike) -> float:
         """
         Exact log-density of a series of observations.
 
@@ -190,7 +195,7 @@ class LinearGaussian(Process):
         """
         return self._filter(x)[2]
 
-    def smooth(self, x: np.ndarray) -> KalmanMoments:
+    def smooth(self, x: ArrayLike) -> KalmanMoments:
         """
         Exact posterior of the state at every step (Kalman, Rauch-Tung-Striebel).
 
@@ -228,14 +233,10 @@ class LinearGaussian(Process):
     def _emission_moment(self, cov: np.ndarray) -> np.ndarray:
         return self.emission @ cov @ self.emission.T + self.emission_covariance
 
-    def _filter(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    def _filter(self, x: ArrayLike) -> tuple[np.ndarray, np.ndarray, float]:
         """Filtered means (T, D) and covariances (T, D, D), and the log-likelihood."""
-        x = np.asarray(x, dtype=np.float64)
         c, d = self.emission.shape
-        check(
-            x.ndim == 2 and len(x) > 0 and x.shape[1] == c,
-            f"`x` must have shape `(T, {c})`, got `{x.shape}`.",
-        )
+        x = checked_observations(x, c)
         means, covariances = np.empty((len(x), d)), np.empty((len(x), d, d))
         mean, cov, log_likelihood = np.zeros(d), self.stationary_covariance, 0.0
         for t, x_t in enumerate(x):
@@ -318,7 +319,8 @@ def linear_gaussian(
     ((12, 1), (12, 1, 1))
     """
     check_probability(radius=radius)
-    check_positive(period=period, step=step, noise=noise, num_components=num_components)
+    check_positive(period=period, step=step, noise=noise)
+    check_positive_integer("num_components", num_components)
     cos, sin = np.cos(2 * np.pi / period), np.sin(2 * np.pi / period)
     rng = np.random.default_rng(system_state)
     emission = rng.standard_normal((num_components, 2))

@@ -5,20 +5,36 @@ from typing import NamedTuple
 
 import numpy as np
 from darts import TimeSeries
+from numpy.typing import ArrayLike
 
-from darts_ddssm.validation import check
+from darts_ddssm.validation import (
+    check,
+    check_positive_integer,
+    check_positive_number,
+)
 
 
 def check_positive(**values: float) -> None:
-    """Raise a `ValueError` that names the first value that is not positive."""
+    """Raise a `ValueError` that names the first value that is no positive number."""
     for name, value in values.items():
-        check(value > 0, f"`{name}` must be positive, got `{value}`.")
+        check_positive_number(name, value)
 
 
 def check_probability(**values: float) -> None:
     """Raise a `ValueError` that names the first value outside (0, 1)."""
     for name, value in values.items():
         check(0 < value < 1, f"`{name}` must be between 0 and 1, got `{value}`.")
+
+
+def checked_observations(x: ArrayLike, num_components: int) -> np.ndarray:
+    """Return observations as an array (T, C), in which NaN alone is not finite."""
+    x = np.asarray(x, dtype=np.float64)
+    check(
+        x.ndim == 2 and len(x) > 0 and x.shape[1] == num_components,
+        f"`x` must have shape `(T, {num_components})`, got `{x.shape}`.",
+    )
+    check(not np.isinf(x).any(), "`x` must be finite, or NaN where a value is missing.")
+    return x
 
 
 def random_signs(
@@ -118,9 +134,10 @@ class Process(ABC):
         Raises
         ------
         ValueError
-            If `num_series` or `length` is not positive.
+            If `num_series` or `length` is no positive integer.
         """
-        check_positive(num_series=num_series, length=length)
+        check_positive_integer("num_series", num_series)
+        check_positive_integer("length", length)
         rng = np.random.default_rng(random_state)
         z, x = self._roll_out(self.initial_state(num_series, rng), length, rng)
         return SimulatedSeries(
@@ -128,7 +145,7 @@ class Process(ABC):
         )
 
     def sample_future(
-        self, state: np.ndarray, n: int, num_samples: int, random_state: int | None = None
+        self, state: ArrayLike, n: int, num_samples: int, random_state: int | None = None
     ) -> np.ndarray:
         """
         Draw the next observations given the true state: the best forecast there is.
@@ -152,8 +169,8 @@ class Process(ABC):
         Raises
         ------
         ValueError
-            If `n` or `num_samples` is not positive, or if the last axis of `state` has
-            not one entry for each of `state_components`.
+            If `n` or `num_samples` is no positive integer, or if the last axis of `state`
+            has not one entry for each of `state_components`.
 
         Examples
         --------
@@ -164,7 +181,8 @@ class Process(ABC):
         >>> process.sample_future(states, n=5, num_samples=100).shape
         (100, 3, 5, 1)
         """
-        check_positive(n=n, num_samples=num_samples)
+        check_positive_integer("n", n)
+        check_positive_integer("num_samples", num_samples)
         state = self._check_state(state)
         rng = np.random.default_rng(random_state)
         state = np.broadcast_to(state, (num_samples, *state.shape))
@@ -181,7 +199,7 @@ class Process(ABC):
         z = np.stack(states, axis=-2)
         return z, self.observe(z, rng)
 
-    def _check_state(self, state: np.ndarray) -> np.ndarray:
+    def _check_state(self, state: ArrayLike) -> np.ndarray:
         state = np.asarray(state, dtype=np.float64)
         size = len(self.state_components)
         check(

@@ -131,5 +131,7 @@ def test_bimodal_likelihood_is_that_of_the_next_value():
 def test_bimodal_likelihood_errors(method):
     with pytest.raises(ValueError, match="`x` must have shape"):
         getattr(BimodalRandomWalk(), method)([1.0, 2.0])
-    with pytest.raises(ValueError, match="`num_samples` must be positive"):
+    with pytest.raises(ValueError, match="`x` must be finite, or NaN where"):
+        getattr(BimodalRandomWalk(), method)([[1.0], [np.inf]])
+    with pytest.raises(ValueError, match="`num_samples` must be an integer >= 1, got `0`"):
         BimodalRandomWalk().smooth([[1.0]]).sample(0)

@@ -149,6 +149,10 @@ def test_damped_rotation():
         ({"transition_covariance": [[0.0]]}, "`transition_covariance` must be symm"),
         ({"emission_covariance": [[-1.0]]}, "`emission_covariance` must be symm"),
         ({"emission_covariance": np.eye(2)}, "`emission_covariance` must have shape"),
+        ({"transition": [[np.nan]]}, "`transition` must be finite"),
+        ({"emission": [[np.inf]]}, "`emission` must be finite"),
+        ({"transition_covariance": [[np.inf]]}, "`transition_covariance` must be finite"),
+        ({"emission_covariance": [[np.nan]]}, "`emission_covariance` must be finite"),
     ],
 )
 def test_linear_gaussian_errors(changes, message):
@@ -166,5 +170,8 @@ def test_kalman_errors(process):
     for x in (np.zeros(4), np.zeros((4, 3)), np.zeros((0, 2))):
         with pytest.raises(ValueError, match=r"`x` must have shape `\(T, 2\)`"):
             process.log_likelihood(x)
-    with pytest.raises(ValueError, match="`n` must be positive"):
+    for method in (process.log_likelihood, process.smooth):
+        with pytest.raises(ValueError, match="`x` must be finite, or NaN where"):
+            method([[1.0, 2.0], [np.inf, np.nan]])
+    with pytest.raises(ValueError, match="`n` must be an integer >= 1, got `0`"):
         process.kalman_forecast(np.zeros((4, 2)), n=0)

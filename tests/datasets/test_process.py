@@ -82,9 +82,10 @@ def test_future_continues_the_series(dataset):
 
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("name", ["num_series", "length"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_sizes_must_be_positive(dataset, name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be positive, got `{value}`"):
+@pytest.mark.parametrize("value", [0, -1, 2.5, "4"])
+def test_sizes_must_be_positive_integers(dataset, name, value):
+    message = f"`{name}` must be an integer >= 1, got `{value!r}`"
+    with pytest.raises(ValueError, match=message):
         dataset(**{"num_series": 1, "length": 4, name: value})
 
 
@@ -106,7 +107,9 @@ def test_sizes_must_be_positive(dataset, name, value):
         (linear_gaussian, "period", 0.0),
         (linear_gaussian, "step", 0.0),
         (linear_gaussian, "noise", 0.0),
+        (linear_gaussian, "noise", float("inf")),
         (linear_gaussian, "num_components", 0),
+        (linear_gaussian, "num_components", 1.5),
     ],
 )
 def test_arguments_outside_their_range(dataset, name, value):
@@ -120,7 +123,9 @@ def test_sample_future_errors():
         process.sample_future(np.zeros(4), n=1, num_samples=1)
     with pytest.raises(ValueError, match="`state` must have 8 entries"):
         process.sample_future(0.0, n=1, num_samples=1)
-    with pytest.raises(ValueError, match="`n` must be positive"):
+    with pytest.raises(ValueError, match="`n` must be an integer >= 1, got `0`"):
         process.sample_future(np.zeros(8), n=0, num_samples=1)
-    with pytest.raises(ValueError, match="`num_samples` must be positive"):
-        process.sample_future(np.zeros(8), n=1, num_samples=0)
+    with pytest.raises(
+        ValueError, match="`num_samples` must be an integer >= 1, got `1.5`"
+    ):
+        process.sample_future(np.zeros(8), n=1, num_samples=1.5)
