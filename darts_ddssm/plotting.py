@@ -6,8 +6,8 @@ Each function draws on the given axes, or on the current ones, and returns them.
 Letters: S samples, T time steps, C components, D latent dimension.
 """
 
-from collections.abc import Callable
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ import pandas as pd
 from darts import TimeSeries
 from matplotlib.axes import Axes
 
-from darts_ddssm.validation import check, check_positive_integer
+from darts_ddssm.validation import check, check_integer, check_positive_integer
 
 __all__ = ["plot_density", "plot_latents", "plot_transition_density"]
 
@@ -30,6 +30,10 @@ def _check_component(name: str, component: int, size: int) -> None:
 
 
 def _check_stochastic(name: str, series: TimeSeries) -> None:
+    check(
+        isinstance(series, TimeSeries),
+        f"`{name}` must be a `TimeSeries`, got a `{type(series).__name__}`.",
+    )
     check(
         series.n_samples > 1,
         f"`{name}` must have several samples, got {series.n_samples}.",
@@ -58,7 +62,7 @@ def _positions(series: TimeSeries, ax: Axes) -> np.ndarray:
 
 def plot_transition_density(
     samples: np.ndarray,
-    component: int | tuple[int, int] = 0,
+    component: int | Sequence[int] = 0,
     true_density: Callable[[np.ndarray], np.ndarray] | None = None,
     num_bins: int = 80,
     ax: Axes | None = None,
@@ -81,7 +85,8 @@ def plot_transition_density(
     ax
         Where to draw; the current axes by default.
     **kwargs
-        Arguments of matplotlib's ``hist`` or, for two components, ``hist2d``.
+        Arguments of matplotlib's ``hist`` or, for two components, ``hist2d``, but for
+        ``bins``.
 
     Returns
     -------
@@ -91,8 +96,8 @@ def plot_transition_density(
     Raises
     ------
     ValueError
-        If ``samples`` are not finite or not of shape (S, D), or ``component`` is not one
-        or two of the D.
+        If ``samples`` are not finite or not of shape (S, D), ``component`` is not one
+        or two of the D, or ``bins`` is given.
 
     Examples
     --------
@@ -106,12 +111,14 @@ def plot_transition_density(
     """
     samples = np.asarray(samples)
     check_positive_integer("num_bins", num_bins)
+    check("bins" not in kwargs, "`bins` must not be given, but `num_bins`.")
     check(
         samples.ndim == 2 and samples.size > 0,
         f"`samples` must have shape `(S, D)`, got `{samples.shape}`.",
     )
     check(bool(np.isfinite(samples).all()), "`samples` must be finite.")
-    chosen = component if isinstance(component, tuple) else (component,)
+    # as objects, so that a wrong type is seen as it was given
+    chosen = np.atleast_1d(np.asarray(component, dtype=object)).tolist()
     check(
         1 <= len(chosen) <= 2,
         f"`component` must be one or a pair, got `{component}`.",
@@ -179,7 +186,8 @@ def plot_latents(
     Raises
     ------
     ValueError
-        If ``latents`` has one sample only, or an argument is outside its range.
+        If ``latents`` is no series or has one sample only, or an argument is outside its
+        range.
 
     Examples
     --------
@@ -195,10 +203,13 @@ def plot_latents(
     _check_stochastic("latents", latents)
     if component is not None:
         _check_component("component", component, latents.n_components)
+    check_integer("num_paths", num_paths, least=0)
     check(
-        0 <= num_paths <= latents.n_samples,
+        num_paths <= latents.n_samples,
         f"`num_paths` must be from 0 to {latents.n_samples}, got `{num_paths}`.",
     )
+    for name, value in (("low_quantile", low_quantile), ("high_quantile", high_quantile)):
+        check(isinstance(value, Real), f"`{name}` must be a number, got `{value!r}`.")
     check(
         0 <= low_quantile < high_quantile <= 1,
         "`low_quantile` must be below `high_quantile`, both from 0 to 1, got "
@@ -256,8 +267,8 @@ def plot_density(
     Raises
     ------
     ValueError
-        If ``forecast`` has one sample only, or none that is finite, or an argument is
-        outside its range.
+        If ``forecast`` is no series, has one sample only, or none that is finite, or an
+        argument is outside its range.
 
     Examples
     --------

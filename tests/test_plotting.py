@@ -76,6 +76,12 @@ def test_transition_density_of_two_components(figure):
     assert np.ma.getmaskarray(np.ma.masked_invalid(counts))[6:14].all()
 
 
+@pytest.mark.parametrize("component", [[1, 0], np.array([1, 0])])
+def test_transition_density_of_any_sequence_of_two(component):
+    ax = plot_transition_density(two_modes(), component)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("z_1", "z_0")
+
+
 def test_transition_density_of_large_states():
     ax = plot_transition_density(1e7 * two_modes(), (0, 1))
     shown = np.ma.masked_invalid(ax.collections[0].get_array())
@@ -94,7 +100,10 @@ def test_transition_density_of_large_states():
         ({"component": "z_0"}, "`component` must be from 0 to 1"),
         ({"component": (0, 1, 1)}, "`component` must be one or a pair"),
         ({"component": (0, 1), "true_density": np.exp}, "`true_density` must be `None`"),
+        ({"component": np.array([0, 2])}, "`component` must be from 0 to 1"),
+        ({"component": np.array(0.5)}, "`component` must be"),
         ({"num_bins": 0}, "`num_bins` must be an integer"),
+        ({"bins": 10}, "`bins` must not be given, but `num_bins`"),
     ],
 )
 def test_transition_density_errors(arguments, message):
@@ -131,6 +140,11 @@ def test_one_latent():
     [
         ({"component": 2}, "`component` must be from 0 to 1"),
         ({"num_paths": 401}, "`num_paths` must be from 0 to 400"),
+        ({"num_paths": -1}, "`num_paths` must be an integer >= 0, got `-1`"),
+        ({"num_paths": 1.5}, "`num_paths` must be an integer >= 0, got `1.5`"),
+        ({"low_quantile": "a"}, "`low_quantile` must be a number, got `'a'`"),
+        ({"high_quantile": None}, "`high_quantile` must be a number, got `None`"),
+        ({"latents": np.ones((5, 1, 3))}, "`latents` must be a `TimeSeries`, got a `nda"),
         ({"low_quantile": 0.9, "high_quantile": 0.1}, "`low_quantile` must be below"),
         ({"high_quantile": 1.1}, "`low_quantile` must be below"),
         ({"latents": series_of(INDICES["range"], 1)}, "`latents` must have several"),
@@ -218,6 +232,7 @@ def test_density_of_one_step_and_of_gaps():
     [
         ({"component": 2}, "`component` must be from 0 to 1"),
         ({"num_bins": 0}, "`num_bins` must be an integer"),
+        ({"forecast": np.ones((5, 1, 3))}, "`forecast` must be a `TimeSeries`, got a `nda"),
         ({"forecast": series_of(INDICES["range"], 1)}, "`forecast` must have several"),
         (
             {"forecast": series_of(INDICES["range"]) * np.nan},
