@@ -261,8 +261,8 @@ class DDSSMForecaster(BaseForecaster):
     ) -> "DDSSMForecaster":
         check_positive_integer("num_samples", self.num_samples)
         self._index_names = y.index.names
-        self._seen_y = instances(y)
-        self._seen_X: Instances | None = None if X is None else instances(X)
+        self._seen_y = instances("y", y)
+        self._seen_X: Instances | None = None if X is None else instances("X", X)
         self._seed = self.random_state
         if self._seed is None:
             self._seed = int(torch.randint(2**31, ()))
@@ -272,7 +272,7 @@ class DDSSMForecaster(BaseForecaster):
     def _update(
         self, y: pd.DataFrame, X: pd.DataFrame | None = None, update_params: bool = True
     ) -> "DDSSMForecaster":
-        new = instances(y)
+        new = instances("y", y)
         seen = merged("y", self._seen_y, new)
         # Where the cutoff was set back, as in a backtest, later data are not known yet.
         ends = {key: seen[key].loc[: rows.index[-1]] for key, rows in new.items()}
@@ -291,7 +291,7 @@ class DDSSMForecaster(BaseForecaster):
         # called again, it goes on from the weights there are
         if hasattr(self, "pretrained_"):
             self.pretrained_.give_weights(model)
-        self._train(model, instances(y), None if X is None else instances(X))
+        self._train(model, instances("y", y), None if X is None else instances("X", X))
         self.pretrained_ = _Trained(model)
         return self
 
@@ -421,7 +421,7 @@ class DDSSMForecaster(BaseForecaster):
             self._seen_X is not None,
             "`X` must be passed to `fit` if it is to be used later, got it only later.",
         )
-        return merged("X", cast(Instances, self._seen_X), instances(X))
+        return merged("X", cast(Instances, self._seen_X), instances("X", X))
 
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:

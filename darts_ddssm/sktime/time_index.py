@@ -23,20 +23,40 @@ Key = tuple[Hashable, ...]
 Instances = dict[Key, pd.DataFrame]
 
 
-def instances(frame: pd.DataFrame) -> Instances:
-    """Split a frame by all levels of its index but the last, which is time."""
-    repeated = frame.index[frame.index.duplicated()]
+def instances(name: str, frame: pd.DataFrame) -> Instances:
+    """Split a frame by all levels of its index but the last, which is time.
+
+    Raises
+    ------
+    ValueError
+        If a time comes twice or is a duration, or a key or time is missing; ``name`` is
+        that of the argument.
+    """
+    index = frame.index
+    repeated = index[index.duplicated()]
     if len(repeated):
         raise_log(
             ValueError(
-                "The index of `y` and `X` must have no time twice, got "
-                f"`{repeated[0]}` again."
+                f"The index of `{name}` must have no time twice, got `{repeated[0]}` again."
             )
         )
+    # pandas would leave out such rows
+    missing = index[index.to_frame().isna().any(axis=1)]
+    if len(missing):
+        raise_log(
+            ValueError(
+                f"The index of `{name}` must have no missing key or time, got "
+                f"`{missing[0]}`."
+            )
+        )
+    check(
+        not isinstance(index.get_level_values(-1), pd.TimedeltaIndex),
+        f"The times of `{name}` must be numbers, dates or periods, got a `TimedeltaIndex`.",
+    )
     levels = list(range(frame.index.nlevels - 1))
     if not levels:
         return {(): frame}
-    groups = frame.groupby([frame.index.get_level_values(i) for i in levels], sort=False)
+    groups = frame.groupby([index.get_level_values(i) for i in levels], sort=False)
     return {key: rows.droplevel(levels) for key, rows in groups}
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sktime.forecasting.base import ForecastingHorizon
 
-from tests.helpers import FH, INDICES, LENGTH, sine
+from tests.helpers import FH, INDICES, LENGTH, panel, sine
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,24 @@ def test_times_off_the_grid_are_refused(forecaster):
     message = "The index of `y` must be regular, got `2000-04`, which is no multiple of"
     with pytest.raises(ValueError, match=message):
         forecaster().fit(sine(periods))
+
+
+@pytest.mark.parametrize("key", [np.nan, None], ids=str)
+def test_missing_keys_are_refused(forecaster, key):
+    y = panel({"a": sine(), key: sine()})
+    with pytest.raises(ValueError, match="The index of `y` must have no missing key"):
+        forecaster().fit(y)
+    one = forecaster().fit(panel({"a": sine()}))
+    with pytest.raises(ValueError, match="The index of `y` must have no missing key"):
+        one.update(y, update_params=False)
+    with pytest.raises(ValueError, match="The index of `X` must have no missing key"):
+        forecaster().fit(panel({"a": sine()}), X=y)
+
+
+def test_durations_are_refused(forecaster):
+    y = sine(pd.timedelta_range(0, periods=LENGTH, freq="D"))
+    with pytest.raises(ValueError, match="The times of `y` must be .* `TimedeltaIndex`"):
+        forecaster().fit(y)
 
 
 def test_a_time_must_not_come_twice(forecaster):
