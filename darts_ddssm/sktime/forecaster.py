@@ -18,6 +18,7 @@ from darts_ddssm.model import DDSSMModel
 from darts_ddssm.sktime.time_index import (
     Instances,
     Key,
+    check_observed,
     check_rows,
     frequency,
     grid,
@@ -151,7 +152,8 @@ class DDSSMForecaster(BaseForecaster):
     ------
     ValueError
         By ``fit``, ``update`` and ``predict``, if an argument is outside its range, an
-        index has no regular frequency, or ``X`` does not go with ``y``.
+        index has no regular frequency, a series has infinite or no values, or ``X`` does
+        not go with ``y``.
 
     See Also
     --------
@@ -359,13 +361,14 @@ class DDSSMForecaster(BaseForecaster):
         window = self.input_chunk_length + self.output_chunk_length
         targets, covariates = [], []
         for key, rows in y.items():
+            check_observed(key, rows)
             seen = grids[key][: num_seen(rows, grids[key])]
             # what lies before the start of a short series is missing
             before = max(window - len(seen), 0)
-            targets.append(steps(rows, seen, before, dtype))
+            targets.append(steps("y", key, rows, seen, before, dtype))
             if X is not None:
                 check_rows(X, key, rows.index)
-                covariates.append(steps(X[key], grids[key], before, dtype))
+                covariates.append(steps("X", key, X[key], grids[key], before, dtype))
         return targets, covariates or None
 
     def _sample_paths(

@@ -140,10 +140,28 @@ def grid(index: pd.Index, last: Any, freq: pd.offsets.BaseOffset | None) -> pd.I
 
 
 def steps(
-    rows: pd.DataFrame, times: pd.Index, before: int, dtype: type[np.floating]
+    name: str,
+    key: Key,
+    rows: pd.DataFrame,
+    times: pd.Index,
+    before: int,
+    dtype: type[np.floating],
 ) -> TimeSeries:
-    """Rows at all times of a grid, and ``before`` missing steps before them."""
-    values = rows.astype(np.float64).reindex(times).to_numpy(dtype)
+    """Rows at all times of a grid, and ``before`` missing steps before them.
+
+    Raises
+    ------
+    ValueError
+        If a value is infinite in ``dtype``; ``name`` is that of the argument.
+    """
+    # what is too large for the type is told below
+    with np.errstate(over="ignore"):
+        values = rows.astype(np.float64).reindex(times).to_numpy(dtype)
+    check(
+        not np.isinf(values).any(),
+        f"`{name}` must be NaN (missing) or finite in {dtype.__name__}, got infinite "
+        f"values{_of(key)}.",
+    )
     padded = np.pad(values, ((before, 0), (0, 0)), constant_values=np.nan)
     return TimeSeries.from_values(padded)
 
@@ -187,15 +205,27 @@ def joined(times: dict[Key, pd.Index], names: Iterable[Hashable]) -> pd.Index:
     return pd.MultiIndex.from_tuples(rows, names=names)
 
 
+def _of(key: Key) -> str:
+    """Return which series an error is about, nothing if there is one only."""
+    return f" of the series `{key}`" if key else ""
+
+
+def check_observed(key: Key, rows: pd.DataFrame) -> None:
+    """Raise a `ValueError` if a series has missing values only."""
+    check(
+        bool(rows.notna().any(axis=None)),
+        f"`y` must have observed values, got missing values only{_of(key)}.",
+    )
+
+
 def check_rows(X: Instances, key: Key, times: pd.Index) -> None:
     """Raise a `ValueError` if a series has no covariates, or none at some of the times."""
-    name = f" of the series `{key}`" if key else ""
-    check(key in X, f"`X` must have the series of `y`, got none{name}.")
+    check(key in X, f"`X` must have the series of `y`, got none{_of(key)}.")
     missing = times[~times.isin(X[key].index)]
     if len(missing):
         raise_log(
             ValueError(
                 "`X` must have a row at each time of `y` and of the horizon, got none at "
-                f"`{missing[0]}`{name}. A value may be NaN: not known."
+                f"`{missing[0]}`{_of(key)}. A value may be NaN: not known."
             )
         )

@@ -147,6 +147,38 @@ def test_missing_values_are_not_refused_but_used(forecaster):
     assert forecaster().fit(y).predict(FH).notna().all(axis=None)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_infinite_values_are_refused_by_name(forecaster, precision):
+    dtype, huge = ("float32", 1e300) if precision == "32-true" else ("float64", np.inf)
+    message = rf"must be NaN \(missing\) or finite in {dtype}, got infinite values"
+    one, other = forecaster({"precision": precision}), sine()
+    other.iloc[3] = huge
+    with pytest.raises(ValueError, match=f"`y` {message}.$"):
+        one.fit(other)
+    with pytest.raises(ValueError, match=f"`X` {message}.$"):
+        one.fit(sine(), X=other)
+    many, others = panel({"a": sine(), "b": sine()}), panel({"a": sine(), "b": other})
+    with pytest.raises(ValueError, match=rf"`y` {message} of the series `\('b',\)`"):
+        one.fit(others)
+    with pytest.raises(ValueError, match=rf"`X` {message} of the series `\('b',\)`"):
+        one.fit(many, X=others)
+    one.fit(many)
+    later = sine(pd.period_range(INDEX[-1] + 1, periods=2, freq="M"))
+    later.iloc[1] = huge
+    one.update(panel({"b": later}), update_params=False)
+    with pytest.raises(ValueError, match=rf"`y` {message} of the series `\('b',\)`"):
+        one.predict(FH)
+
+
+def test_series_without_values_are_refused_by_name(forecaster):
+    message = "`y` must have observed values, got missing values only"
+    with pytest.raises(ValueError, match=f"{message}.$"):
+        forecaster().fit(sine() * np.nan)
+    y = panel({"a": sine(), "b": sine() * np.nan})
+    with pytest.raises(ValueError, match=rf"{message} of the series `\('b',\)`"):
+        forecaster().fit(y)
+
+
 def test_series_shorter_than_a_window(forecaster):
     one = forecaster(input_chunk_length=24, output_chunk_length=12).fit(sine(INDEX[:7]))
     forecast = one.predict([1, 15])
