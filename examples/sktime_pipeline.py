@@ -14,7 +14,6 @@ Writes a picture, needs no network, and takes about three minutes on one core.
 import argparse
 import logging
 import time
-import warnings
 from pathlib import Path
 
 import matplotlib
@@ -98,7 +97,9 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=200)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    warnings.filterwarnings("ignore")
+    # not by a filter: sktime sets filters of its own on the way
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     # the matrices are small: more threads wait for each other longer than they compute
     torch.set_num_threads(1)
