@@ -154,9 +154,10 @@ def check_training_set(
     name
         Name of the argument.
     dataset
-        The dataset. One that is empty is left to darts.
+        The dataset. One that is empty is left to darts, which gives a model that is not to
+        be trained input chunks alone.
     """
-    if len(dataset) == 0:
+    if len(dataset) == 0 or not model._requires_training:
         return
     sample = dataset[0]
     # (I, C) and (n, C)
