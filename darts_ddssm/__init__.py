@@ -5,14 +5,12 @@ Importing this package registers :class:`DDSSMModel` with darts' safe loader, so
 saved models, and ensembles that hold one, can be loaded.
 """
 
-from importlib.metadata import version
-
 from darts.utils.serialization import add_safe_globals
 
 from darts_ddssm.model import DDSSMModel
 
 __all__ = ["DDSSMModel"]
 
-__version__ = version("darts-ddssm")
+__version__ = "0.2.0"
 
 add_safe_globals([DDSSMModel])
