@@ -417,13 +417,11 @@ def negative_log_likelihood(
 def _gaussian_loss(
     likelihood: GaussianLikelihood, raw: Tensor, x: Tensor, weight: Tensor
 ) -> Tensor:
-    """What darts minimises for Gaussians, whose spreads torch's loss would look at.
-
-    A spread below the least one has no gradient, as it has no effect: in torch's loss it
-    would go on to fall.
-    """
+    """What darts minimises for Gaussians, whose spreads torch's loss would look at."""
     mean, std = likelihood._params_from_output(raw)
-    variance = std.square().clamp(min=likelihood.nllloss.eps)
+    variance = std.square()
+    with torch.no_grad():
+        variance.clamp_(min=likelihood.nllloss.eps)
     loss = 0.5 * (variance.log() + (x - mean).square() / variance)
     loss = loss + 0.5 * math.log(2 * math.pi)
     if likelihood.beta_nll > 0:
