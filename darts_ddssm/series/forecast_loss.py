@@ -25,6 +25,7 @@ from torch import Tensor
 
 from darts_ddssm.series.likelihoods import density
 from darts_ddssm.series.model import NormalisedWindow, SeriesModel
+from darts_ddssm.series.scaling import affine_weight
 
 
 def forecast_loss(
@@ -89,5 +90,5 @@ def forecast_loss(
     crps = distance - spread / (2 * num_samples * (num_samples - 1))
     norm = model.instance_norm
     if norm is not None and norm.affine:
-        crps = crps / (norm.affine_weight.detach().abs() + norm.eps)
+        crps = crps / affine_weight(norm).detach()
     return (crps * actual.observed * actual.weight).mean()

@@ -402,6 +402,11 @@ def local_moments(x: Tensor, observed: Tensor, local_pattern: LocalPattern) -> L
     return LocalMoments(level, slope, season, mean_of(x), std, num_values)
 
 
+def affine_weight(rin: RINorm) -> Tensor:
+    """What an affine instance normalisation multiplies values by, (C,)."""
+    return rin.affine_weight.abs() + rin.eps
+
+
 def instance_scale(
     rin: RINorm,
     x: Tensor,
@@ -441,6 +446,6 @@ def instance_scale(
     spread = std
     if rin.affine:
         # x' = (x - mean) / std * |weight| + bias
-        spread = std / (rin.affine_weight.abs() + rin.eps)
+        spread = std / affine_weight(rin)
         level = level - rin.affine_bias * spread
     return Scale(level, spread, slope, season)
