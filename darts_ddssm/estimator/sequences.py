@@ -207,7 +207,8 @@ def sample_of(
         future_covariates = future and future[0]
     # in the type of the model, where large values may be infinite
     past_covariates, future_covariates = (
-        one and one.astype(data_type(model)) for one in (past_covariates, future_covariates)
+        one and of_type([one], data_type(model))[0]
+        for one in (past_covariates, future_covariates)
     )
     check_data(
         model,

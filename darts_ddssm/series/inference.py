@@ -130,12 +130,10 @@ class LogLikelihood(Question):
         x, observed = (part.repeat(num_samples, 1, 1) for part in (x, window.observed))
         patches = patches.map(lambda part: part.repeat(num_samples, 1, 1))
         log_p = model.ssm.transition.log_prob(path.z, patches.transition_inputs)
-        raw = model.decode(path.z, patches.u, cut)
-        if not model.family.location_scale:
-            # (S * B, T, ...) -> (S, B, T, ...) and back
-            raw = raw.unflatten(0, (num_samples, -1))
-            first = model.first_step(raw.shape[2])
-            raw = model.in_units(raw, normalised.scale, first).flatten(0, 1)
+        # (S * B, T, ...) -> (S, B, T, ...) and back
+        raw = model.decode(path.z, patches.u, cut).unflatten(0, (num_samples, -1))
+        first = model.first_step(raw.shape[2])
+        raw = model.of_emitted(raw, normalised.scale, first).flatten(0, 1)
         log_emission = log_prob(model.likelihood, raw, x, observed)
         # after the last observation the states integrate to one
         log_ratio = (log_p - path.log_prob()) * patches.until_last_observation

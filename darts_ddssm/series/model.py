@@ -227,12 +227,18 @@ class SeriesModel:
 
         The first step is counted from the first one after the input chunk.
         """
-        normalised = self.family.location_scale
-        if not normalised:
-            raw = self.in_units(raw, scale, first)
+        raw = self.of_emitted(raw, scale, first)
         # (S, B, T, ...) -> (S * B, T, ...) and back
         sample = draw(self.likelihood, raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
-        return scale.to_data(sample, first) if normalised else sample
+        return scale.to_data(sample, first) if self.family.location_scale else sample
+
+    def of_emitted(self, raw: Tensor, scale: Scale, first: int) -> Tensor:
+        """Return raw parameters of what the emission is a density of.
+
+        That is of normalised values where the family has a location and a scale, and else
+        of the data. Arguments as for :meth:`in_units`.
+        """
+        return raw if self.family.location_scale else self.in_units(raw, scale, first)
 
     def in_units(self, raw: Tensor, scale: Scale, first: int) -> Tensor:
         """Turn raw parameters of normalised values into those of the data.
@@ -622,8 +628,7 @@ class SeriesModel:
         encoded = self.encode(context, observed)
         how = n, num_samples, num_solver_steps, max_paths
         raw = torch.cat(list(self._forecast_parameters(encoded, horizon, *how)))
-        if not self.family.location_scale:
-            raw = self.in_units(raw, encoded.scale, self.output_chunk_shift)
+        raw = self.of_emitted(raw, encoded.scale, self.output_chunk_shift)
         parameters = marginal_parameters(self.likelihood, raw)
         if self.family.location_scale:
             mean, std = parameters

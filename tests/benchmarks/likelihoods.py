@@ -17,7 +17,6 @@ but for the likelihood. Densities of positive values alone are not asked about z
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from covariates import (
@@ -29,7 +28,7 @@ from covariates import (
     compare,
     read,
 )
-from darts import TimeSeries, datasets
+from darts import datasets
 from darts.utils.likelihood_models.torch import (
     GammaLikelihood,
     GaussianLikelihood,
@@ -38,6 +37,7 @@ from darts.utils.likelihood_models.torch import (
     PoissonLikelihood,
     TorchLikelihood,
 )
+from multivariate import Task
 from sampling import TRAINER
 
 from darts_ddssm import DDSSMModel
@@ -49,22 +49,6 @@ import scores
 
 NUM_DAYS, WEEK = 500, np.array([0.8, 0.9, 1.0, 1.0, 1.2, 1.5, 0.6])
 STEP_OF_LEVEL, DISPERSION, RATE_OF_RARE = 0.03, 0.02, 0.4
-
-
-class Task(NamedTuple):
-    """A series and the lengths of the chunks.
-
-    Attributes
-    ----------
-    series
-        The series, (T, 1).
-    context, horizon
-        Steps of the past and of the forecast.
-    """
-
-    series: TimeSeries
-    context: int
-    horizon: int
 
 
 def _means(rng: np.random.Generator) -> np.ndarray:
