@@ -47,6 +47,10 @@ MAX_SHARE_OF_ALL_STEPS = 0.95
 # level and trend is at most this share of that by the level and growth as usual.
 MAX_SHARE_OF_ERROR = 0.9
 
+# It goes on: it must be worth as much in the last of so many output chunks in a row. What
+# is worth something in the first alone is part of a swing, which a network learns better.
+CHUNKS_OF_A_TREND = 3
+
 # What a season must be worth to be taken out: the error of forecasts with it is at most
 # this share of that without. A network could find it too, and then does not see it.
 MAX_SHARE_WITH_SEASON = 0.7
@@ -329,8 +333,9 @@ def automatic_local_pattern(
     The level is the last value of a random walk, the mean of a season where there are
     season and trend, and that of all steps where a series returns to its mean. Growth as
     usual, in terms of the spread of a chunk, a network learns from the windows. A trend of
-    each window is told apart only where forecasts by it are better by a clear margin. So is
-    a season, of whatever length fits, and only where windows are few: in many a network
+    each window is told apart only where forecasts by it are better by a clear margin, in
+    the output chunk and two of them later. So is a season, of whatever length fits, where
+    forecasts of the output chunk are better and windows are few: in many a network
     finds it by itself, and more than it.
 
     Parameters
@@ -342,22 +347,9 @@ def automatic_local_pattern(
     num_windows
         Windows of the training set, if not all of the series are in it.
     """
-    length = input_length + gap + output_length
-    num_components = max((one.n_components for one in series), default=1)
-    affordable = MAX_COMPARED // (input_length * length * num_components)
-    max_windows = min(max(affordable, LEAST_COMPARED), NUM_WINDOWS)
-    parts = list(windows_of(series, length, max_windows=max_windows))
-    if not parts:
+    chunks = _chunks(series, input_length, gap, output_length)
+    if chunks is None:
         return LocalPattern(input_length)
-    # (T, N, C)
-    windows = torch.cat([part.x for part in parts], dim=1)
-    counts = torch.tensor([part.x.shape[1] for part in parts])
-    chunks = Chunks(
-        *flagged(windows[:input_length]),
-        # (n, N, C) -> (N, n, C)
-        windows[-output_length:].transpose(0, 1),
-        torch.arange(len(parts)).repeat_interleave(counts),
-    )
     levels = [LocalPattern(number) for number in range(1, input_length + 1)]
     of_levels = _errors(chunks, gap, levels)
     # of a constant there is none; each series has a unit of its own
@@ -379,8 +371,13 @@ def automatic_local_pattern(
     ]
     if trends:
         means = (_errors(chunks, gap, trends) / unit).nanmean((1, 2))
-        if means.min() < MAX_SHARE_OF_ERROR * error:
-            found, error = trends[int(means.argmin())], means.min()
+        trend = trends[int(means.argmin())]
+        later = gap + (CHUNKS_OF_A_TREND - 1) * output_length
+        if means.min() < MAX_SHARE_OF_ERROR * error and _goes_on(
+            trend, level, _chunks(series, input_length, later, output_length), later
+        ):
+            found, error = trend, means.min()
+    length = input_length + gap + output_length
     num_all = sum(max(len(one) - length + 1, 0) for one in series)
     # in a training set windows of shorter series may be repeated
     if min(num_all, num_windows or num_all) > FEW_WINDOWS:
@@ -390,6 +387,55 @@ def automatic_local_pattern(
         return found
     error_of_season = (_errors(chunks, gap, [season]) / unit).nanmean()
     return season if error_of_season < MAX_SHARE_WITH_SEASON * error else found
+
+
+def _chunks(
+    series: Sequence[TimeSeries], input_length: int, gap: int, output_length: int
+) -> Chunks | None:
+    """Return chunks of some windows of training series, ``None`` where all are too short.
+
+    Parameters
+    ----------
+    series, input_length, gap, output_length
+        As for :func:`automatic_local_pattern`.
+    """
+    length = input_length + gap + output_length
+    num_components = max((one.n_components for one in series), default=1)
+    affordable = MAX_COMPARED // (input_length * length * num_components)
+    max_windows = min(max(affordable, LEAST_COMPARED), NUM_WINDOWS)
+    parts = list(windows_of(series, length, max_windows=max_windows))
+    if not parts:
+        return None
+    # (T, N, C)
+    windows = torch.cat([part.x for part in parts], dim=1)
+    counts = torch.tensor([part.x.shape[1] for part in parts])
+    return Chunks(
+        *flagged(windows[:input_length]),
+        # (n, N, C) -> (N, n, C)
+        windows[-output_length:].transpose(0, 1),
+        torch.arange(len(parts)).repeat_interleave(counts),
+    )
+
+
+def _goes_on(
+    trend: LocalPattern, level: LocalPattern, chunks: Chunks | None, gap: int
+) -> bool:
+    """Tell whether a trend is worth as much beyond the output chunk as a trend must be.
+
+    Parameters
+    ----------
+    trend, level
+        Which values tell the trend, and the level where there is none.
+    chunks
+        Chunks of the training series with such a gap. Nothing speaks against the trend
+        where the series are too short for any, or where nothing is observed.
+    gap
+        Steps between input and output chunks.
+    """
+    if chunks is None:
+        return True
+    by_trend, by_level = _errors(chunks, gap, [trend, level])
+    return not (by_trend / by_level).nanmean() > MAX_SHARE_OF_ERROR
 
 
 def _best_season(chunks: Chunks, gap: int) -> LocalPattern | None:

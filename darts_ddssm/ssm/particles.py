@@ -380,7 +380,9 @@ def predictive(
         if cumulative is not None:
             # (B * S, F) -> (B, S, F) -> (B, F)
             each = cumulative(drawn, owner, t).unflatten(0, (num_series, -1))
-            transforms[t] = torch.einsum("bs,bsf->bf", relative.softmax(1), each)
+            mean = torch.einsum("bs,bsf->bf", relative.softmax(1), each)
+            # weights may add up to a little more
+            transforms[t] = mean.clamp(max=1)
         log_weights = log_weights + added
         after = log_weights.unflatten(0, (num_series, -1)).logsumexp(1)
         log_densities.append(after - before)

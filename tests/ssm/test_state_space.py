@@ -529,6 +529,23 @@ def test_predictive_densities_against_a_grid(transition):
 
 
 @torch.no_grad()
+def test_a_transform_is_a_probability():
+    """Whatever the weights of 300 paths add up to in single precision."""
+    model = model_of("gaussian", 1).float()
+    window = Window(*(part.float() for part in window_of(num_series=50)))
+
+    def log_emission(z: Tensor, series: Tensor, t: int) -> Tensor:
+        return -z.square().sum(-1)
+
+    def certain(z: Tensor, series: Tensor, t: int) -> Tensor:
+        return torch.ones_like(z[:, :1])
+
+    found = model.predictive(window, log_emission, certain, 300, num_solver_steps=2)
+    assert found.transform.max() <= 1
+    torch.testing.assert_close(found.transform, torch.ones_like(found.transform))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("num_before", [0, 3])
 def test_a_long_roll_out_starts_again_from_its_last_states(num_before):
     """Whatever lies further back than a training window, the transition has not seen."""
