@@ -49,6 +49,7 @@ from darts_ddssm.estimator.cross_validation import (
     each_step_tells,
     forecast_errors,
     is_predictable,
+    may_be_delayed,
 )
 from darts_ddssm.estimator.data_checks import (
     check_future_covariates,
@@ -638,7 +639,7 @@ class DDSSMModel(LatentMethods):
         if val_dataset is not None:
             check_training_set(self, "val_dataset", val_dataset)
         scales: tuple[TrainingScales, InstanceFloor, LocalPattern | None] | None = None
-        noise, covariate_noise = 0.0, 0.0
+        noise, covariate_noise, sees_lags = 0.0, 0.0, False
         augmentation, is_new = (0.0, False), self.model is None
         # darts refuses an empty dataset
         if len(train_dataset) > 0:
@@ -649,10 +650,14 @@ class DDSSMModel(LatentMethods):
                 scales = move_data_to_device(self.model.all_scales, "cpu")
             errors, length_is_open = None, epochs == 0 and self.n_epochs is None
             levels = [self.model_params[f"{x}_noise"] for x in ("input", "covariate")]
-            if length_is_open or None in levels:
+            sample = train_dataset[0]
+            inputs = sample.past_covariates, sample.future_covariates
+            has_covariates = any(part is not None for part in inputs)
+            if length_is_open or None in levels or has_covariates:
                 errors = self._forecast_errors(train_dataset, *scales)
             noise = self._input_noise(errors, train_dataset)
             covariate_noise = self._covariate_noise(errors)
+            sees_lags = self._sees_lags(errors)
             *_, local_pattern = scales
             augmentation = self._augmentation(train_dataset, local_pattern)
             if length_is_open:
@@ -671,6 +676,8 @@ class DDSSMModel(LatentMethods):
         module.input_noise = noise
         module.covariate_noise = covariate_noise
         module.trend_augmentation, module.reflects = augmentation
+        if is_new and sees_lags:
+            module.ssm.transition.context.see_lags()
         if module.has_own_recipe:
             say_once(
                 "`DDSSMModel` trains with a learning rate of up to "
@@ -781,6 +788,16 @@ class DDSSMModel(LatentMethods):
                 "by cross-validation. Pass `covariate_noise` to decide it yourself."
             )
         return level
+
+    def _sees_lags(self, errors: ForecastErrors | None) -> bool:
+        """Whether the transition learns delayed effects of covariates, if it can."""
+        found = may_be_delayed(errors)
+        if found and self.model_params["transition_order"] is None:
+            say_once(
+                "`DDSSMModel` learns delayed effects of its covariates, since they help a "
+                "linear forecast by cross-validation."
+            )
+        return found
 
     def _augmentation(
         self, dataset: TorchTrainingDataset, local_pattern: LocalPattern | None

@@ -109,6 +109,11 @@ SHARE_EXPLAINED = 0.4
 LEAST_APART = 0.25
 
 
+# What covariates of whole windows must be worth to be looked at for delayed effects, in the
+# logarithm of the error.
+LEAST_GAIN_OF_LAGS = 0.05
+
+
 class ForecastErrors(NamedTuple):
     """Errors of forecasts of held-out windows.
 
@@ -297,6 +302,27 @@ def automatic_covariate_noise(errors: ForecastErrors | None) -> float:
     is_good = errors.with_covariates <= least + COVARIATE_TOLERANCE
     highest = MAX_COVARIATE_LEVEL if gain > 0 else MAX_IDLE_LEVEL
     return min(NOISE_LEVELS[int(is_good.nonzero().max())], highest)
+
+
+def may_be_delayed(errors: ForecastErrors | None) -> bool:
+    """Tell whether covariates of some steps ago may say what follows.
+
+    They may where a linear forecast by the covariates of whole windows is clearly better
+    than one by the past alone. Not where covariates come round, so that what they were some
+    steps ago is nothing new, nor where steps are alike whose covariates are: that is an
+    effect at once, and all others would be learned by heart.
+
+    Parameters
+    ----------
+    errors
+        Result of :func:`forecast_errors`.
+    """
+    if errors is None or errors.with_covariates is None or errors.apart is None:
+        return False
+    least, neighbours = errors.with_covariates.min(), errors.covariate_neighbours
+    gains = bool(errors.linear.min() - least > LEAST_GAIN_OF_LAGS)
+    at_once = neighbours is not None and bool(neighbours < least)
+    return gains and not at_once and errors.apart >= LEAST_APART
 
 
 def is_predictable(errors: ForecastErrors | None) -> bool:

@@ -11,7 +11,7 @@ Letters as in :mod:`darts_ddssm.ssm`; U counts all inputs of the transition.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from darts_ddssm.ssm.networks import MLP
 # Rows of which a recurrent network runs through whole paths at a time: what it keeps of
 # more of them is beyond the cache of a processor, and takes half as long again.
 GRU_ROWS = 512
+
+# One sum of past inputs for so many dimensions of the latent.
+INPUT_SHARE = 4
 
 
 class History(NamedTuple):
@@ -105,6 +108,10 @@ class Context(nn.Module, ABC):
         """Return of how many of the last latents of a path the context knows."""
         return num_steps
 
+    def see_lags(self) -> None:
+        """See inputs of any earlier step directly, from now on, if it did not before."""
+        return
+
     @abstractmethod
     def init(self, num_rows: int, like: Tensor) -> History:
         """Return the empty history of ``num_rows`` paths, of the type of ``like``."""
@@ -181,52 +188,87 @@ class LagKernel(nn.Module):
     """Weighted sums of the last R latents: a linear autoregression of order R.
 
     A latent of many steps ago, such as a season's, is one weight away here. A recurrent
-    network would have to carry it along.
+    network would have to carry it along. The same holds for an input that acts with a
+    delay (a distributed lag), once :meth:`see_inputs` was called.
 
     Parameters
     ----------
-    latent_dim
-        Dimension D of the latent.
+    latent_dim, input_size
+        Dimension D of the latent, and number U of inputs.
     reach
         Number R of past steps.
     num_sums
         Number A of sums.
     """
 
-    def __init__(self, latent_dim: int, reach: int, num_sums: int) -> None:
+    def __init__(self, latent_dim: int, input_size: int, reach: int, num_sums: int) -> None:
         super().__init__()
-        self.reach = reach
+        self.latent_dim, self.input_size, self.reach = latent_dim, input_size, reach
         # of R steps ago first
         self.weight = nn.Parameter(torch.zeros(reach, latent_dim, num_sums))
+        self.input_weight: nn.Parameter | None = None
+        self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _with_inputs
+        )
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Sums before each step of a path: (N, T, D) -> (N, T, A).
+    def see_inputs(self) -> None:
+        """See past inputs, too, from now on, with weights of zero to begin with.
+
+        They are in the first of the sums alone. In all of them they would tell training
+        windows apart, which a network learns by heart.
+        """
+        num_sums = min(max(self.latent_dim // INPUT_SHARE, 1), self.weight.shape[-1])
+        zeros = self.weight.new_zeros(self.reach, self.input_size, num_sums)
+        self.input_weight = nn.Parameter(zeros)
+
+    def steps(self, z: Tensor, u: Tensor) -> Tensor:
+        """What is seen of latents (..., D) and inputs (..., U): (..., F)."""
+        return z if self.input_weight is None else torch.cat([z, u], dim=-1)
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights of all that is seen, of R steps ago first: (R, F, A)."""
+        if self.input_weight is None:
+            return self.weight
+        num_others = self.weight.shape[-1] - self.input_weight.shape[-1]
+        of_inputs = nn.functional.pad(self.input_weight, (0, num_others))
+        return torch.cat([self.weight, of_inputs], dim=1)
+
+    def forward(self, z: Tensor, u: Tensor) -> Tensor:
+        """Sums before each step of a path: (N, T, D) and (N, T, U) -> (N, T, A).
 
         By Fourier transform, so that the cost hardly grows with R.
         """
-        num_steps = z.shape[1]
+        steps, num_steps = self.steps(z, u), z.shape[1]
         size = num_steps + self.reach
-        with torch.autocast(z.device.type, enabled=False):
+        with torch.autocast(steps.device.type, enabled=False):
             # 16 bits have no transform
             dtype = torch.promote_types(self.weight.dtype, torch.float32)
-            path = torch.fft.rfft(shift_right(z).to(dtype), size, dim=1)
-            kernel = torch.fft.rfft(self.weight.to(dtype).flip(0), size, dim=0)
+            path = torch.fft.rfft(shift_right(steps).to(dtype), size, dim=1)
+            kernel = torch.fft.rfft(self.weights.to(dtype).flip(0), size, dim=0)
             sums = torch.einsum("nfd,fdo->nfo", path, kernel)
-            return torch.fft.irfft(sums, size, dim=1)[:, :num_steps].to(z.dtype)
+            return torch.fft.irfft(sums, size, dim=1)[:, :num_steps].to(steps.dtype)
 
     def last(self, past: Tensor, recent: Tensor) -> Tensor:
-        """Sums after R latents and r <= R further ones, (N, A).
+        """Sums after R steps and r <= R further ones, (N, A).
 
         Parameters
         ----------
         past
-            R latents, oldest first, (N, R * D). The oldest r of them are out of reach.
+            R steps, oldest first, (N, R * F). The oldest r of them are out of reach.
         recent
-            The r latents after them, oldest first, (N, r * D).
+            The r steps after them, oldest first, (N, r * F).
         """
-        weight = self.weight.flatten(0, 1)
+        weight = self.weights.flatten(0, 1)
         of_past, of_recent = weight.tensor_split([len(weight) - recent.shape[-1]])
         return past[:, recent.shape[-1] :] @ of_past + recent @ of_recent
+
+
+def _with_inputs(kernel: LagKernel, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let a kernel see past inputs where the one that was saved did."""
+    kernel.input_weight = None
+    if f"{prefix}input_weight" in state:
+        kernel.see_inputs()
 
 
 class RecurrentContext(Context):
@@ -240,7 +282,7 @@ class RecurrentContext(Context):
     latent_dim, input_size, hidden_size
         As for :class:`Context`.
     reach
-        Number R of past latents that are also seen directly, through a
+        Number R of past latents that are also seen directly, with their inputs, through a
         :class:`LagKernel`.
     num_context
         Number of the last latents that it starts again from, fewer than R.
@@ -260,10 +302,13 @@ class RecurrentContext(Context):
         self.reach, self.num_context = reach, num_context
         num_sums = max(hidden_size // 4, 1)
         self.gru = nn.GRU(latent_dim + input_size, hidden_size, batch_first=True)
-        self.kernel = LagKernel(latent_dim, reach, num_sums)
+        self.kernel = LagKernel(latent_dim, input_size, reach, num_sums)
         # The latent of one step ago also goes past the GRU, which bounds what it keeps.
         size = hidden_size + num_sums + latent_dim + 1 + input_size
         self.network = MLP(size, hidden_size, hidden_size)
+
+    def see_lags(self) -> None:
+        self.kernel.see_inputs()
 
     def num_seen(self, num_steps: int) -> int:
         if num_steps < self.reach:
@@ -284,7 +329,7 @@ class RecurrentContext(Context):
     def _features(self, z: Tensor, u: Tensor) -> Tensor:
         """As :meth:`features`, of a path of R steps at most."""
         memory = shift_right(self.gru(torch.cat([z, u], dim=-1))[0])
-        parts = [memory, self.kernel(z), shift_right(z), started_along(z), u]
+        parts = [memory, self.kernel(z, u), shift_right(z), started_along(z), u]
         return torch.cat(parts, dim=-1)
 
     def init(self, num_rows: int, like: Tensor) -> History:
@@ -292,7 +337,7 @@ class RecurrentContext(Context):
             previous=like.new_zeros(num_rows, self.latent_dim),
             started=like.new_zeros(num_rows, 1),
             memory=like.new_zeros(num_rows, self.context_size),
-            past=like.new_zeros(num_rows, self.kernel.reach * self.latent_dim),
+            past=like.new_zeros(num_rows, self.kernel.weights.shape[:2].numel()),
         )
 
     def from_path(self, z: Tensor, u: Tensor) -> History:
@@ -303,8 +348,8 @@ class RecurrentContext(Context):
         # (1, N, H) -> (N, H)
         hidden = torch.cat([self.gru(part)[1].squeeze(0) for part in steps.split(rows)])
         reach = self.kernel.reach
-        past = nn.functional.pad(z, (0, 0, reach, 0))[:, -reach:]
-        # (N, R, D) -> (N, R * D)
+        past = nn.functional.pad(self.kernel.steps(z, u), (0, 0, reach, 0))[:, -reach:]
+        # (N, R, F) -> (N, R * F)
         started = torch.ones_like(z[:, -1, :1])
         return History(z[:, -1], started, hidden, past.flatten(1))
 
@@ -319,13 +364,14 @@ class RecurrentContext(Context):
         # (N, D + U) -> (N, 1, D + U), one step of the sequence
         step = torch.cat([z, u], dim=-1).unsqueeze(1)
         _, hidden = self.gru(step, hidden.unsqueeze(0).contiguous())
+        seen = self.kernel.steps(z, u)
         if recent.shape == history.past.shape:
-            # the oldest latent makes room
-            recent = recent[:, self.latent_dim :]
-        memory = torch.cat([hidden.squeeze(0), recent, z], dim=-1)
+            # the oldest step makes room
+            recent = recent[:, seen.shape[-1] :]
+        memory = torch.cat([hidden.squeeze(0), recent, seen], dim=-1)
         return History(z, torch.ones_like(history.started), memory, history.past)
 
     def _split(self, history: History) -> tuple[Tensor, Tensor]:
-        """Split the memory: state of the GRU (N, H), latents after ``past`` (N, r * D)."""
+        """Split the memory: state of the GRU (N, H), the r steps after ``past``."""
         hidden, recent = history.memory.tensor_split([self.context_size], dim=-1)
         return hidden, recent

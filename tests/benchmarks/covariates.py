@@ -5,9 +5,11 @@ What covariates are worth to a default fit, and what the noise on them is.
     python tests/benchmarks/covariates.py --data-dir ../shared/data --seeds 0 1 2 \\
         --only sales "oil temperature"
 
-Two simulated series. Daily sales have the season of a week, promotions that are planned,
+Four simulated series. Daily sales have the season of a week, promotions that are planned,
 and a weather that is known. The response of a machine follows two settings along a curve,
-and its own past says nothing. And three real ones. Growth of consumption has that of income
+and its own past says nothing. Deliveries follow what was ordered six and eight days before,
+of which the past alone is known, and visits to a shop its campaigns of six and eight days
+before, which are planned. And three real ones. Growth of consumption has that of income
 and the change of unemployment and prices beside it (quarterly, of the US, from
 statsmodels). The oil temperature of a transformer has six loads, and the CO2 that leaves a
 furnace the gas that went in some steps ago; darts downloads both unless `--data-dir` has
@@ -18,6 +20,7 @@ one without covariates.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -90,6 +93,27 @@ def response(data_dir: str | None) -> Task:
     return Task(as_series(values), as_series(settings), "future", 24, 6)
 
 
+def delayed(kind: str) -> Task:
+    """400 days of what a covariate brought about six and eight days before."""
+    rng, num_days = np.random.default_rng(0), 400
+    cause, noise = np.zeros((2, num_days))
+    for t in range(1, num_days):
+        cause[t] = 0.5 * cause[t - 1] + math.sqrt(0.75) * rng.standard_normal()
+        noise[t] = 0.7 * noise[t - 1] + math.sqrt(0.51) * rng.standard_normal()
+    values = np.roll(cause, 6) + 0.5 * np.roll(cause, 8) + 0.2 * noise
+    return Task(as_series(values[8:]), as_series(cause[8:]), kind, 24, 6)
+
+
+def deliveries(data_dir: str | None) -> Task:
+    """The covariate is known up to the origin of a forecast."""
+    return delayed("past")
+
+
+def visits(data_dir: str | None) -> Task:
+    """The covariate is known ahead."""
+    return delayed("future")
+
+
 def consumption(data_dir: str | None) -> Task:
     """Fifty years of quarters."""
     frame = macrodata.load_pandas().data
@@ -122,6 +146,8 @@ def furnace(data_dir: str | None) -> Task:
 TASKS: dict[str, Callable[[str | None], Task]] = {
     "sales": sales,
     "response": response,
+    "deliveries": deliveries,
+    "visits": visits,
     "consumption": consumption,
     "oil temperature": oil_temperature,
     "furnace": furnace,

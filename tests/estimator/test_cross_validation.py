@@ -7,6 +7,7 @@ from darts import TimeSeries
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
+from darts_ddssm import DDSSMModel
 from darts_ddssm.datasets import bimodal_random_walk
 from darts_ddssm.estimator import cross_validation
 from darts_ddssm.estimator.automatic import say_once
@@ -30,6 +31,7 @@ from darts_ddssm.estimator.cross_validation import (
     each_step_tells,
     forecast_errors,
     is_predictable,
+    may_be_delayed,
 )
 from darts_ddssm.estimator.scales import instance_floor
 from darts_ddssm.series.scaling import (
@@ -37,7 +39,7 @@ from darts_ddssm.series.scaling import (
     LocalPattern,
     Scale,
 )
-from tests.helpers import noisy_sine, same, with_gaps
+from tests.helpers import close, noisy_sine, same, with_gaps
 
 
 def errors_of(
@@ -411,6 +413,72 @@ def test_a_calendar_has_no_noise(period):
     constant = TimeSeries.from_values(np.ones((200, 1)))
     errors = errors_of(white_noise(), future_covariates=[constant])
     assert automatic_covariate_noise(errors) == 0
+
+
+def delayed_effect(seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
+    """A series that follows its covariate of five steps ago."""
+    series, covariate = moved_by("all", seed)
+    values = np.roll(series.values(), 5, axis=0)
+    return TimeSeries.from_values(values[5:]), TimeSeries.from_values(
+        covariate.values()[5:]
+    )
+
+
+@pytest.mark.parametrize("kind", ["past_covariates", "future_covariates"])
+@pytest.mark.parametrize("seed", range(3))
+def test_delayed_effects_are_found(kind, seed):
+    series, covariate = delayed_effect(seed)
+    assert may_be_delayed(errors_of(series, **{kind: [covariate]}))
+
+
+@pytest.mark.parametrize("effect", ["none", "not linear"])
+def test_effects_at_once_and_none_are_not_delayed(effect):
+    pairs = [moved_by(effect, seed) for seed in range(5)]
+    found = [may_be_delayed(errors_of(x, future_covariates=[c])) for x, c in pairs]
+    # a linear forecast of noise may happen to gain
+    assert np.median(found) == 0
+
+
+def test_what_comes_round_has_no_delayed_effect():
+    phase = 2 * np.pi * np.arange(200)[:, None] / 12
+    calendar = TimeSeries.from_values(np.hstack([np.sin(phase), np.cos(phase)]))
+    delayed = np.roll(calendar.values()[:, :1], 5, axis=0)
+    series = TimeSeries.from_values(0.1 * white_noise().values() + delayed)
+    errors = errors_of(series, future_covariates=[calendar])
+    assert not may_be_delayed(errors)
+    assert not may_be_delayed(errors_of(series)) and not may_be_delayed(None)
+
+
+def test_delayed_effects_are_learned_and_said(tiny, tmp_path, caplog):
+    series, covariate = delayed_effect()
+    covariate = covariate.astype(np.float32)
+    say_once.cache_clear()
+    fitted = {"future_covariates": covariate}
+    # whatever else the user decides
+    model = tiny(n_epochs=1, input_noise=0.0, covariate_noise=0.0)
+    model.fit(series[:-6].astype(np.float32), **fitted)
+    assert "learns delayed effects of its covariates" in caplog.text
+    kernel = model.model.ssm.transition.context.kernel
+    assert kernel.input_weight.any()
+    path = str(tmp_path / "model.pt")
+    model.save(path)
+    weights = model.untrained_model()
+    weights.load_weights(path)
+    expected = model.predict(6, num_samples=3, random_state=0)
+    for loaded in (DDSSMModel.load(path), weights):
+        known = {"series": series[:-6].astype(np.float32), **fitted}
+        assert close(loaded.predict(6, num_samples=3, random_state=0, **known), expected)
+    # what is there is learned on
+    model.fit(series[:-6].astype(np.float32), **fitted)
+    assert model.model.ssm.transition.context.kernel is kernel
+
+
+def test_delayed_effects_of_a_transition_that_does_not_remember(tiny, caplog):
+    """It sees the inputs of its last steps anyway."""
+    series, covariate = delayed_effect()
+    say_once.cache_clear()
+    tiny(n_epochs=1, transition_order=2).fit(series, future_covariates=covariate)
+    assert "delayed effects" not in caplog.text
 
 
 def test_noise_on_covariates_is_chosen_and_said(tiny, caplog):

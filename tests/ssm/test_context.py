@@ -1,10 +1,12 @@
 """What the transition sees of the past, over a whole path and step by step."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 
-from darts_ddssm.ssm.context import Context, MarkovContext, RecurrentContext
+from darts_ddssm.ssm.context import Context, LagKernel, MarkovContext, RecurrentContext
 from tests.helpers import randomised
 
 NUM_ROWS, NUM_STEPS, LATENT_DIM, HIDDEN_SIZE = 3, 8, 2, 6
@@ -40,8 +42,12 @@ def steps_that_see(context: Context, t: int) -> list[int]:
 
 @pytest.mark.parametrize("order", [1, 3, None])
 @pytest.mark.parametrize("input_size", [0, 2])
-def test_step_by_step_is_the_whole_path_at_once(order, input_size):
+@pytest.mark.parametrize("sees_lags", [False, True])
+def test_step_by_step_is_the_whole_path_at_once(order, input_size, sees_lags):
     context, (z, u) = context_of(order, input_size), path(input_size)
+    if sees_lags:
+        context.see_lags()
+        randomised(context)
     history = context.init(NUM_ROWS, z)
     steps = []
     for z_t, u_t in zip(z.unbind(1), u.unbind(1), strict=True):
@@ -52,9 +58,13 @@ def test_step_by_step_is_the_whole_path_at_once(order, input_size):
 
 @pytest.mark.parametrize("order", [1, 3, None])
 @pytest.mark.parametrize("known", [1, 2, NUM_STEPS])
-def test_step_by_step_after_a_path_goes_on_with_it(order, known):
+@pytest.mark.parametrize("sees_lags", [False, True])
+def test_step_by_step_after_a_path_goes_on_with_it(order, known, sees_lags):
     num_steps = NUM_STEPS + known
     context = context_of(order)
+    if sees_lags:
+        context.see_lags()
+        randomised(context)
     # of a kernel that reaches over five steps all, some, and none are in the first part
     z, u = (torch.cat([x, x.flip(1)], dim=1)[:, :num_steps] for x in path())
     history = context.from_path(z[:, :known], u[:, :known])
@@ -101,6 +111,59 @@ def test_history_knows_its_last_latent(order):
         history = context.update(history, z_t, u_t)
         assert history.started.all()
         torch.testing.assert_close(history.previous, z_t)
+
+
+def seeing_context(input_size: int = 1) -> Context:
+    """A context whose kernel sees inputs, too."""
+    context = context_of(None, input_size)
+    context.see_lags()
+    return randomised(context)
+
+
+def test_an_input_of_some_steps_ago_is_seen_directly():
+    """As far back as the kernel reaches, and without the recurrent network's help."""
+    z, u = path()
+    changed = u.clone()
+    changed[:, 1] += 1.0
+    for context, expected in (
+        (context_of(None), [1]),
+        (seeing_context(), [1, 2, 3, 4, 5, 6]),
+    ):
+        with torch.no_grad():
+            for parameter in context.gru.parameters():
+                parameter.zero_()
+        off = (context(z, changed) - context(z, u)).abs().amax((0, 2))
+        assert (off > 1e-12).nonzero().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("input_size", [0, 3])
+def test_to_see_inputs_changes_nothing_at_first(input_size):
+    context, (z, u) = context_of(None, input_size), path(input_size)
+    expected = context(z, u)
+    context.see_lags()
+    torch.testing.assert_close(context(z, u), expected)
+
+
+@pytest.mark.parametrize("latent_dim, expected", [(2, 1), (8, 2), (16, 4), (64, 16)])
+def test_inputs_are_in_few_sums(latent_dim, expected):
+    kernel = LagKernel(latent_dim, input_size=3, reach=5, num_sums=16)
+    kernel.see_inputs()
+    z, u = torch.zeros(1, 2, latent_dim), torch.zeros(1, 2, 3)
+    u[:, 0] = 1.0
+    sums = randomised(kernel)(z.double(), u.double())
+    assert (sums[0, 1].abs() > 1e-12).sum() == expected
+
+
+def test_a_kernel_sees_what_the_saved_one_saw():
+    blind = randomised(LagKernel(4, input_size=3, reach=5, num_sums=16))
+    seeing = LagKernel(4, input_size=3, reach=5, num_sums=16)
+    seeing.see_inputs()
+    randomised(seeing)
+    for saved in (blind, seeing):
+        for other in (blind, seeing):
+            loaded = copy.deepcopy(other)
+            loaded.load_state_dict(saved.state_dict())
+            torch.testing.assert_close(loaded.weights, saved.weights)
 
 
 @pytest.mark.parametrize("order", [1, 3])
