@@ -65,6 +65,7 @@ from darts_ddssm.estimator.latent_methods import LatentMethods
 from darts_ddssm.estimator.scales import (
     automatic_local_pattern,
     instance_floor,
+    is_other_scale,
     prefers_instance_scale,
     training_scales,
 )
@@ -648,6 +649,7 @@ class DDSSMModel(LatentMethods):
             else:
                 # where the windows are that are normalised by them
                 scales = move_data_to_device(self.model.all_scales, "cpu")
+                self._warn_of_other_scale(train_dataset, *scales)
             errors, length_is_open = None, epochs == 0 and self.n_epochs is None
             levels = [self.model_params[f"{x}_noise"] for x in ("input", "covariate")]
             sample = train_dataset[0]
@@ -736,6 +738,29 @@ class DDSSMModel(LatentMethods):
                 f"{_described(local_pattern)}{reason if own is None else '.'}"
             )
         return scales, floor_of(local_pattern), local_pattern if by_instance else None
+
+    def _warn_of_other_scale(
+        self,
+        dataset: TorchTrainingDataset,
+        scales: TrainingScales,
+        floor: InstanceFloor,
+        local_pattern: LocalPattern | None,
+    ) -> None:
+        """Say where a training set is far from the first one, whose scale is kept."""
+        if local_pattern is not None:
+            # each window has its own
+            return
+        new, old = training_scales(dataset, self.input_chunk_length).target, scales.target
+        if is_other_scale(new, old):
+            first, second = (
+                f"{scale.shift.mean().item():.3g} +- {scale.spread.mean().item():.3g}"
+                for scale in (old, new)
+            )
+            logger.warning(
+                "`DDSSMModel` keeps the scale of its first training set, values of about "
+                f"{first}. This one has values of about {second}, of which it will learn "
+                "little: fit a new model."
+            )
 
     def _forecast_errors(
         self,

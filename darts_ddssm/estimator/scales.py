@@ -76,6 +76,10 @@ MARGIN_OF_RANGE = 0.1
 # A covariate leaves its range where more than this share of the later values lie outside.
 MAX_SHARE_OUTSIDE = 0.05
 
+# By how many spreads the mean of a later training set may differ from that of the first,
+# and by what factor its spread, so that networks can learn it in the scale of the first.
+MAX_RATIO_OF_SCALES = 10.0
+
 # Of the input chunks of a series that are not constant, the share that is narrower than
 # what its chunks are divided by at least.
 FLOOR_QUANTILE = 0.05
@@ -119,6 +123,20 @@ def training_scales(dataset: TorchTrainingDataset, input_length: int) -> Trainin
             for kind, windows in covariates.items()
         },
     )
+
+
+def is_other_scale(new: Scale, old: Scale) -> bool:
+    """Tell whether values of one scale are none that a model of another one can learn.
+
+    Parameters
+    ----------
+    new, old
+        Mean and spread of each component, (C,).
+    """
+    distance = (new.shift - old.shift).abs() / old.spread
+    ratio = (new.spread / old.spread).log().abs()
+    limit = math.log(MAX_RATIO_OF_SCALES)
+    return bool((distance > MAX_RATIO_OF_SCALES).any() or (ratio > limit).any())
 
 
 def _scale(values: np.ndarray) -> Scale:

@@ -173,6 +173,33 @@ def test_refitting_continues(tiny):
         torch.testing.assert_close(before[name], after[name])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda series: 100 * series,
+        lambda series: series / 100,
+        lambda series: series + 1000,
+        # one of two components
+        lambda series: series * np.array([1.0, 100.0], dtype=np.float32).reshape(1, 2, 1),
+    ],
+)
+def test_refitting_to_another_scale_is_said(tiny, caplog, change):
+    series = noisy_sine(num_components=2)
+    own = {"use_reversible_instance_norm": False}
+    model = tiny(n_epochs=1, **own).fit(series)
+    model.fit(2 * series + 1, epochs=1)
+    message = "keeps the scale of its first training set"
+    assert message not in caplog.text
+    other = series.with_values(change(series.all_values()))
+    model.fit(other, epochs=1)
+    assert message in caplog.text and "fit a new model" in caplog.text
+    caplog.clear()
+    # each window has its own
+    own["use_reversible_instance_norm"] = True
+    tiny(n_epochs=1, **own).fit(series).fit(other, epochs=1)
+    assert message not in caplog.text
+
+
 @pytest.mark.darts_compat
 def test_which_windows_are_trained_on(tiny):
     def sizes(**kwargs) -> list[int]:
