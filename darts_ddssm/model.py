@@ -916,9 +916,9 @@ class DDSSMModel(LatentMethods):
                     "set. `impute()` a series that goes on with missing values, to start "
                     "from the last value."
                 )
-        # Nothing is fed back, so that past covariates are not needed beyond the end of
-        # the series: to the dataset the horizon is one output chunk. With a shift, darts
-        # refuses a longer horizon, and so do we.
+        # Past covariates are not needed beyond the end of the series: to the dataset the
+        # horizon is one output chunk. With a shift, darts refuses a longer horizon, and so
+        # do we.
         length = self.output_chunk_length
         if not self.output_chunk_shift:
             length = max(n, length)

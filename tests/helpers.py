@@ -29,6 +29,11 @@ def noisy_sine(length: int = 80, num_components: int = 1, seed: int = 0) -> Time
     return TimeSeries.from_times_and_values(index, values.astype(np.float32))
 
 
+def random_walk(length: int = 120, seed: int = 0) -> TimeSeries:
+    steps = np.random.default_rng(seed).standard_normal(length)
+    return TimeSeries.from_values(steps.cumsum().astype(np.float32))
+
+
 def covariate(length: int, num_components: int = 1, seed: int = 1) -> TimeSeries:
     """Noise of unit variance in float32, on the index of :func:`noisy_sine`."""
     parts = gaussian_timeseries(length=length).time_index

@@ -219,3 +219,44 @@ def horizon_window(
         past=_lagged_past(batch, length + num_steps, lag, scales)[:, length:],
         weight=torch.ones_like(blank),
     )
+
+
+def rolled_on(batch: TorchInferenceBatch, drawn: Tensor) -> TorchInferenceBatch:
+    """Return the batch with an origin that is later by some steps, which were drawn.
+
+    Parameters
+    ----------
+    batch
+        A batch of darts' inference dataset, of B series.
+    drawn
+        S paths of each series, sample by sample, (S * B, k, C).
+
+    Returns
+    -------
+    TorchInferenceBatch
+        The paths as S * B series. Where past covariates are not known, they are NaN.
+    """
+    num_steps, length = drawn.shape[1], batch.past_target.shape[1]
+    tiled = batch.tile_tensors(len(drawn) // len(batch.past_target))
+
+    def shifted(before: Tensor | None, after: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Input chunk, and what follows it, from the later origin on."""
+        if before is None:
+            return None, None
+        if after is None:
+            after = _unknown(before, 0)
+        joint = torch.cat([before, after], dim=1)[:, num_steps:]
+        missing = _unknown(before, max(length - joint.shape[1], 0))
+        joint = torch.cat([joint, missing], dim=1)
+        return joint[:, :length], joint[:, length:]
+
+    past_target, _ = shifted(tiled.past_target, drawn)
+    past, future_past = shifted(tiled.past_covariates, tiled.future_past_covariates)
+    historic, future = shifted(tiled.historic_future_covariates, tiled.future_covariates)
+    return tiled.replace(
+        past_target=past_target,
+        past_covariates=past,
+        future_past_covariates=future_past,
+        historic_future_covariates=historic,
+        future_covariates=future,
+    )

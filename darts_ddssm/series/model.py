@@ -36,6 +36,7 @@ from darts_ddssm.series.scaling import (
     Scale,
     TrainingScales,
     instance_scale,
+    moved_scale,
 )
 from darts_ddssm.ssm.context import History
 from darts_ddssm.ssm.encoder import PosteriorPath
@@ -160,15 +161,26 @@ class SeriesModel:
 
     # --- from data to patches and back ------------------------------------------------
 
-    def normalise(self, window: Window) -> NormalisedWindow:
-        """Bring a window to the scale of the training set, or to that of its past."""
+    def normalise(self, window: Window, origin: Scale | None = None) -> NormalisedWindow:
+        """Bring a window to the scale of the training set, or to that of its past.
+
+        Parameters
+        ----------
+        window
+            The window.
+        origin
+            The scale of what its past is a path from, its shift counted from the end of
+            the past on. ``None`` where the past was observed.
+        """
         scale = self.scales.target
         if self.instance_norm is not None:
             steps = slice(0, self.input_chunk_length)
             past = window.x[:, steps], window.observed[:, steps]
-            scale = instance_scale(
-                self.instance_norm, *past, scale, self.instance_floor, self.local_pattern
-            )
+            own = self.instance_norm, *past
+            if origin is not None:
+                scale = moved_scale(*own, origin, self.local_pattern)
+            else:
+                scale = instance_scale(*own, scale, self.instance_floor, self.local_pattern)
         x = scale.normalise(window.x, self.first_step(window.x.shape[1]))
         return NormalisedWindow(window._replace(x=x), scale, window.x)
 
@@ -342,7 +354,12 @@ class SeriesModel:
 
     # --- forecasts --------------------------------------------------------------------
 
-    def encode(self, window: Window, observed: Tensor | None = None) -> Encoded:
+    def encode(
+        self,
+        window: Window,
+        observed: Tensor | None = None,
+        origin: Scale | None = None,
+    ) -> Encoded:
         """Encode data up to the step before a forecast.
 
         Parameters
@@ -352,8 +369,11 @@ class SeriesModel:
         observed
             Its flags, (B, T, C), on the CPU, where a look at them waits for no device.
             ``None`` if they are not there.
+        origin
+            As for :meth:`normalise`.
         """
-        normalised, cut = self.normalise(window), self.patches(window.x.shape[1])
+        normalised = self.normalise(window, origin)
+        cut = self.patches(window.x.shape[1])
         patches = cut.fold_window(self.inputs_of(normalised.window))
         seen = (window.observed.cpu() if observed is None else observed).any(-1, True)
         share = cut.share(seen.to(window.x.dtype))
@@ -574,6 +594,7 @@ class SeriesModel:
         num_solver_steps: int,
         max_paths: int,
         observed: Tensor | None = None,
+        origin: Scale | None = None,
     ) -> Tensor:
         """Draw joint sample paths of the horizon.
 
@@ -589,13 +610,15 @@ class SeriesModel:
             The most paths of all series that are drawn at a time, to bound the memory.
         observed
             The flags of the context, as for :meth:`encode`.
+        origin
+            As for :meth:`normalise`.
 
         Returns
         -------
         Tensor
             Observations, (S, B, n, C).
         """
-        encoded = self.encode(context, observed)
+        encoded = self.encode(context, observed, origin)
         how = n, num_samples, num_solver_steps, max_paths
         groups = self._forecast_parameters(encoded, horizon, *how)
         first = self.output_chunk_shift

@@ -16,6 +16,7 @@ References
        Forecasting against Distribution Shift", ICLR 2022.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -93,12 +94,28 @@ class Scale(NamedTuple):
             shift = shift + self.season[:, steps % self.season.shape[1]]
         return shift
 
+    def later(self, num_steps: int) -> "Scale":
+        """Return the same scale, its shift counted from so many steps later on."""
+        shift = self.shift
+        if self.slope is not None:
+            shift = shift + num_steps * self.slope
+        season = None if self.season is None else self.season.roll(-num_steps, dims=1)
+        return Scale(shift, self.spread, self.slope, season)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Scale":
+        """Return the scale of what a function makes of each part."""
+        slope, season = (
+            None if part is None else function(part) for part in (self.slope, self.season)
+        )
+        return Scale(function(self.shift), function(self.spread), slope, season)
+
+    def repeat(self, num_samples: int) -> "Scale":
+        """Return S copies of the scales of B series, sample by sample: (S * B, ...)."""
+        return self.map(lambda part: part.repeat(num_samples, 1, 1))
+
     def detach(self) -> "Scale":
         """Return the same scale, from which nothing is learned."""
-        slope, season = (
-            None if part is None else part.detach() for part in (self.slope, self.season)
-        )
-        return Scale(self.shift.detach(), self.spread.detach(), slope, season)
+        return self.map(Tensor.detach)
 
     @classmethod
     def unit(cls) -> "Scale":
@@ -400,6 +417,28 @@ def local_moments(x: Tensor, observed: Tensor, local_pattern: LocalPattern) -> L
     deviation = (without_trend - mean_of(without_trend)) * observed
     std = mean_of(deviation.square()).sqrt()
     return LocalMoments(level, slope, season, mean_of(x), std, num_values)
+
+
+def moved_scale(
+    rin: RINorm, x: Tensor, observed: Tensor, scale: Scale, local_pattern: LocalPattern
+) -> Scale:
+    """Move a scale to the level of paths that began with it.
+
+    Spread, trend and season stay those of what was observed: taken from paths, again and
+    again, they would grow beyond all bounds.
+
+    Parameters
+    ----------
+    rin, x, observed, local_pattern
+        As for :func:`instance_scale`, of the last steps of the paths.
+    scale
+        The scale of what the paths began with, its shift counted from the end of ``x`` on.
+    """
+    rest = x - scale.shift_along(x.shape[1], -x.shape[1])
+    level, _ = level_and_slope(rest, observed, LocalPattern(local_pattern.level_steps))
+    if rin.affine:
+        level = level - rin.affine_bias * scale.spread
+    return scale._replace(shift=scale.shift + level)
 
 
 def affine_weight(rin: RINorm) -> Tensor:

@@ -33,11 +33,12 @@ from darts_ddssm.series.batches import (
     context_window,
     horizon_window,
     observed_values,
+    rolled_on,
     training_window,
 )
 from darts_ddssm.series.inference import Question
 from darts_ddssm.series.likelihoods import family_of
-from darts_ddssm.series.model import SeriesModel
+from darts_ddssm.series.model import SeriesModel, group_sizes
 from darts_ddssm.series.scaling import (
     CovariateScale,
     InstanceFloor,
@@ -604,19 +605,55 @@ class _DDSSMModule(PLForecastingModule):
             return self._forecast(batch)
 
     def _forecast(self, batch: TorchInferenceBatch) -> tuple[Tensor, Any, Any]:
-        model = self.series_model
-        given = self._split_at_origin(batch, self.pred_n)
+        model, n = self.series_model, self.pred_n
         # no more memory than a training batch takes
         length = batch.past_target.shape[1] + self.output_chunk_length
         how = self.num_solver_steps, self.pred_batch_size * length, self._take_observed()
         if self.predict_likelihood_parameters:
             self._check_has_marginal()
+            given = self._split_at_origin(batch, n)
             parameters = model.marginal_parameters(*given, NUM_MOMENT_PATHS, *how)
             # (B, n, C, K) -> (1, B, n, C * K)
             prediction = parameters.flatten(2).unsqueeze(0)
         else:
+            num_first = min(n, self.output_chunk_length) if self.has_instance_scale else n
+            given = self._split_at_origin(batch, num_first)
             prediction = model.forecast(*given, self.pred_num_samples, *how)
+            if num_first < n:
+                prediction = self._roll_on(batch, prediction)
         return prediction, batch.series_schema, batch.pred_time
+
+    def _roll_on(self, batch: TorchInferenceBatch, paths: Tensor) -> Tensor:
+        """Go on from each path of the output chunk, chunk by chunk: (S, B, n, C).
+
+        The states know how far a level walks within a window, not beyond. So each chunk
+        that follows is that of a window whose input chunk are the last values of the path.
+        """
+        model, (_, num_series, num_first, _) = self.series_model, paths.shape
+        context = context_window(batch, self.patch_length, self.scales)
+        scale, groups = model.normalise(context).scale, []
+        max_rows = self.pred_batch_size * (self.input_chunk_length + num_first)
+        for group in paths.split(max(max_rows // num_series, 1)):
+            following, origin = batch, scale.repeat(len(group))
+            # (S', B, n, C) -> (S' * B, n, C)
+            chunks = [group.flatten(0, 1)]
+            for n in group_sizes(self.pred_n - num_first, self.output_chunk_length):
+                following = rolled_on(following, chunks[-1])
+                origin = origin.later(chunks[-1].shape[1])
+                # the way through a gap is left to the encoder, which needs no particles
+                observed = torch.ones(following.past_target.shape)
+                drawn = model.forecast(
+                    *self._split_at_origin(following, n),
+                    num_samples=1,
+                    num_solver_steps=self.num_solver_steps,
+                    max_paths=max_rows,
+                    observed=observed,
+                    origin=origin,
+                )
+                chunks.append(drawn.squeeze(0))
+            # (S' * B, n, C) -> (S', B, n, C)
+            groups.append(torch.cat(chunks, dim=1).unflatten(0, (-1, num_series)))
+        return torch.cat(groups)
 
     def _check_has_marginal(self) -> None:
         if not family_of(self.likelihood).marginal:

@@ -25,7 +25,7 @@ from darts_ddssm.estimator.scales import (
 )
 from darts_ddssm.estimator.windows import windows_of
 from darts_ddssm.series.scaling import LocalPattern, Scale
-from tests.helpers import drawn, noisy_sine, same, with_gaps
+from tests.helpers import drawn, noisy_sine, random_walk, same, with_gaps
 
 
 @pytest.mark.parametrize(
@@ -330,11 +330,6 @@ def test_trend_augmentation_must_be_a_number(tiny, value):
 
 
 # --- the level of an input chunk ------------------------------------------------------
-
-
-def random_walk(length: int = 120, seed: int = 0) -> TimeSeries:
-    steps = np.random.default_rng(seed).standard_normal(length)
-    return TimeSeries.from_values(steps.cumsum().astype(np.float32))
 
 
 def growing_seasons(length: int = 120) -> TimeSeries:

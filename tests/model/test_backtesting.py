@@ -212,7 +212,7 @@ def test_historical_forecast_is_the_forecast_from_there():
 
 @pytest.mark.parametrize("enable", [True, False])
 def test_past_covariates_that_end_with_the_series_suffice(tiny, enable):
-    """As in ``predict()``, however long the horizon: nothing is fed back."""
+    """As in ``predict()``, however long the horizon."""
     series, past = noisy_sine(), covariate(80)
     model = tiny(n_epochs=1).fit(series, past_covariates=past)
     arguments = dict(

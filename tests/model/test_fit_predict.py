@@ -17,8 +17,10 @@ from tests.helpers import (
     TRAINER,
     assert_same_mean,
     changed,
+    close,
     covariate,
     noisy_sine,
+    random_walk,
     same,
     state,
     tiny_model,
@@ -171,6 +173,31 @@ def test_refitting_continues(tiny):
     assert (before[name] - after[name]).abs().max() < 0.2
     for name in ("target_shift", "target_spread", "progress"):
         torch.testing.assert_close(before[name], after[name])
+
+
+@pytest.mark.parametrize("patch_length", [1, 3])
+def test_beyond_the_output_chunk_each_path_goes_on_from_its_own_level(tiny, patch_length):
+    """Where each window has its own scale, after gaps and with covariates, too."""
+    series, known = noisy_sine().with_values(random_walk(80).values()), covariate(120)
+    model = tiny(
+        n_epochs=20, use_reversible_instance_norm=True, patch_length=patch_length
+    ).fit(series, future_covariates=known)
+    past = with_gaps(series, slice(72, 74))
+    how = {"future_covariates": known, "num_samples": 300, "random_state": 0}
+    forecast = model.predict(18, past, **how)
+    assert close(forecast[:6], model.predict(6, past, **how))
+    # the ends of the three chunks are farther and farther from each other
+    spread = forecast.all_values()[[5, 11, 17], 0].std(1)
+    assert spread[1] > 1.1 * spread[0] and spread[2] > 1.1 * spread[1]
+
+
+def test_a_level_walks_on_beyond_the_output_chunk(tiny):
+    """Its spread grows with the root of the steps, and does not stay that of a window."""
+    model = tiny(n_epochs=30, use_reversible_instance_norm=True).fit(random_walk(200))
+    forecast = model.predict(120, num_samples=300, random_state=0)
+    spread = forecast.all_values()[:, 0].std(1)
+    assert 2 * spread[5] < spread[59] < 20 * spread[5]
+    assert spread[59] < spread[119] < 4 * spread[59]
 
 
 @pytest.mark.parametrize(

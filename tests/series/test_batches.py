@@ -1,9 +1,10 @@
 """From darts' batches to windows."""
 
+import pytest
 import torch
-from darts.utils.data.torch_datasets.utils import TorchTrainingBatch
+from darts.utils.data.torch_datasets.utils import TorchInferenceBatch, TorchTrainingBatch
 
-from darts_ddssm.series.batches import training_window
+from darts_ddssm.series.batches import rolled_on, training_window
 from darts_ddssm.ssm.patches import Patches
 from tests.helpers import UNIT_SCALES
 
@@ -49,3 +50,30 @@ def test_noise_on_covariates_is_on_what_is_known_of_them():
         assert abs(part.mean()) < 6 * 0.5 / len(part) ** 0.5
     assert (values[flags == 0] == 0).all()
     assert (window.past[..., :2][window.past[..., 2:] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("num_drawn", [2, 6])
+def test_a_batch_with_a_later_origin(num_drawn):
+    """Two paths of each of two series of four steps, a horizon of ten."""
+    first = torch.tensor([0.0, 100.0]).view(2, 1, 1)
+    steps = torch.arange(14.0).view(1, -1, 1) + first
+    batch = TorchInferenceBatch(
+        steps[:, :4],
+        past_covariates=steps[:, :4],
+        historic_future_covariates=steps[:, :4],
+        future_covariates=steps[:, 4:],
+        static_covariates=first,
+    )
+    drawn = 1000.0 + torch.arange(4.0).view(4, 1, 1) + torch.zeros(4, num_drawn, 1)
+    later = rolled_on(batch, drawn)
+    steps, first = steps.repeat(2, 1, 1), first.repeat(2, 1, 1)
+    joint = torch.cat([steps[:, :4], drawn], 1)
+    assert torch.equal(later.past_target, joint[:, -4:])
+    end = num_drawn + 4
+    assert torch.equal(later.historic_future_covariates, steps[:, num_drawn:end])
+    assert torch.equal(later.future_covariates, steps[:, end:])
+    assert torch.equal(later.static_covariates, first)
+    # of past covariates nothing is known beyond the origin
+    known = torch.where(torch.arange(num_drawn, end).view(1, -1, 1) < 4, 1.0, torch.nan)
+    expected = steps[:, num_drawn:end] * known
+    torch.testing.assert_close(later.past_covariates, expected, equal_nan=True)

@@ -13,6 +13,7 @@ from darts_ddssm.series.scaling import (
     LocalPattern,
     Scale,
     instance_scale,
+    moved_scale,
     season_of,
 )
 from tests.helpers import drawn, noisy_sine, same, with_gaps
@@ -270,3 +271,44 @@ def test_instance_norm_of_a_family_without_unit(tiny):
             likelihood=likelihoods.BetaLikelihood(),
             use_reversible_instance_norm=True,
         )
+
+
+# --- forecasts of several chunks ------------------------------------------------------
+
+
+def scale_with_all(num_series: int = 2) -> Scale:
+    torch.manual_seed(0)
+    parts = torch.randn(3, num_series, 1, 2).double()
+    season = torch.randn(num_series, 5, 2).double()
+    return Scale(parts[0], parts[1].exp(), parts[2], season)
+
+
+@pytest.mark.parametrize("num_steps", [1, 5, 12])
+def test_a_scale_is_the_same_from_a_later_step_on(num_steps):
+    scale = scale_with_all()
+    later = scale.later(num_steps)
+    for first in (-7, 0, 3):
+        expected = scale.shift_along(9, first + num_steps)
+        torch.testing.assert_close(later.shift_along(9, first), expected)
+    plain = Scale(scale.shift, scale.spread).later(num_steps)
+    torch.testing.assert_close(plain.shift, scale.shift)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_moved_scale_has_the_level_of_its_path(affine):
+    """A path that keeps to line and season at another level, some of it missing."""
+    scale, rin = scale_with_all(), RINorm(2, affine=affine)
+    if affine:
+        torch.nn.init.constant_(rin.affine_bias, 0.3)
+    offset = torch.tensor([3.0, -50.0]).double()
+    x = scale.shift_along(10, -10) + offset
+    observed = torch.ones_like(x)
+    observed[:, -1], x[:, -1] = 0.0, 1e3
+    # what lies before the last steps tells nothing of the level
+    x[:, :6] += 7.0
+    pattern = LocalPattern(level_steps=4, trend_values=3, trend_share=1.0)
+    moved = moved_scale(rin, x, observed, scale, pattern)
+    bias = 0.3 * scale.spread if affine else 0.0
+    expected = scale.shift_along(6) + offset - bias
+    torch.testing.assert_close(moved.shift_along(6), expected)
+    assert torch.equal(moved.spread, scale.spread)
