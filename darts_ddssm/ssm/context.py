@@ -217,6 +217,8 @@ class LagKernel(nn.Module):
         They are in the first of the sums alone. In all of them they would tell training
         windows apart, which a network learns by heart.
         """
+        if self.input_weight is not None:
+            return
         num_sums = min(max(self.latent_dim // INPUT_SHARE, 1), self.weight.shape[-1])
         zeros = self.weight.new_zeros(self.reach, self.input_size, num_sums)
         self.input_weight = nn.Parameter(zeros)
@@ -265,10 +267,14 @@ class LagKernel(nn.Module):
 
 
 def _with_inputs(kernel: LagKernel, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Let a kernel see past inputs where the one that was saved did."""
-    kernel.input_weight = None
+    """Let a kernel see past inputs where the one that was saved did.
+
+    A weight that is there stays: an optimizer may hold it.
+    """
     if f"{prefix}input_weight" in state:
         kernel.see_inputs()
+    else:
+        kernel.input_weight = None
 
 
 class RecurrentContext(Context):

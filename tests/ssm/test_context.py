@@ -166,6 +166,21 @@ def test_a_kernel_sees_what_the_saved_one_saw():
             torch.testing.assert_close(loaded.weights, saved.weights)
 
 
+def test_an_optimizer_goes_on_with_what_is_loaded():
+    """As after a search for the learning rate, which ends with the first weights."""
+    kernel = seeing_context().kernel
+    before = list(kernel.parameters())
+    kernel.load_state_dict(kernel.state_dict())
+    assert all(x is y for x, y in zip(kernel.parameters(), before, strict=True))
+
+
+def test_to_see_inputs_twice_is_to_see_them_once():
+    context = seeing_context()
+    expected = context.kernel.weights
+    context.see_lags()
+    torch.testing.assert_close(context.kernel.weights, expected)
+
+
 @pytest.mark.parametrize("order", [1, 3])
 def test_markov_context_sees_the_last_latents_alone(order):
     assert steps_that_see(context_of(order), 2) == list(range(3, 3 + order))
