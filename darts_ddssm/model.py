@@ -655,12 +655,15 @@ class DDSSMModel(LatentMethods):
             levels = [self.model_params[f"{x}_noise"] for x in ("input", "covariate")]
             sample = train_dataset[0]
             inputs = sample.past_covariates, sample.future_covariates
-            has_covariates = any(part is not None for part in inputs)
-            if length_is_open or None in levels or has_covariates:
+            # what a fitted transition sees stays, and one of some order sees its last steps
+            may_see_lags = is_new and self.model_params["transition_order"] is None
+            may_see_lags &= any(part is not None for part in inputs)
+            if length_is_open or None in levels or may_see_lags:
                 errors = self._forecast_errors(train_dataset, *scales)
             noise = self._input_noise(errors, train_dataset)
             covariate_noise = self._covariate_noise(errors)
-            sees_lags = self._sees_lags(errors)
+            if may_see_lags:
+                sees_lags = self._sees_lags(errors)
             *_, local_pattern = scales
             augmentation = self._augmentation(train_dataset, local_pattern)
             if length_is_open:
@@ -679,7 +682,7 @@ class DDSSMModel(LatentMethods):
         module.input_noise = noise
         module.covariate_noise = covariate_noise
         module.trend_augmentation, module.reflects = augmentation
-        if is_new and sees_lags:
+        if sees_lags:
             module.ssm.transition.context.see_lags()
         if module.has_own_recipe:
             say_once(
@@ -816,9 +819,9 @@ class DDSSMModel(LatentMethods):
         return level
 
     def _sees_lags(self, errors: ForecastErrors | None) -> bool:
-        """Whether the transition learns delayed effects of covariates, if it can."""
+        """Whether the transition learns delayed effects of covariates."""
         found = may_be_delayed(errors)
-        if found and self.model_params["transition_order"] is None:
+        if found:
             say_once(
                 "`DDSSMModel` learns delayed effects of its covariates, since they help a "
                 "linear forecast by cross-validation."

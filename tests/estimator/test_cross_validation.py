@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
 from darts_ddssm import DDSSMModel
+from darts_ddssm import model as model_file
 from darts_ddssm.datasets import bimodal_random_walk
 from darts_ddssm.estimator import cross_validation
 from darts_ddssm.estimator.automatic import say_once
@@ -479,6 +480,36 @@ def test_delayed_effects_of_a_transition_that_does_not_remember(tiny, caplog):
     say_once.cache_clear()
     tiny(n_epochs=1, transition_order=2).fit(series, future_covariates=covariate)
     assert "delayed effects" not in caplog.text
+
+
+def test_a_fitted_transition_sees_what_it_saw(tiny, caplog):
+    """Whatever it is fitted to later, and so nothing else is said."""
+    noise, covariate = moved_by("none")
+    series, delayed = delayed_effect()
+    model = tiny(n_epochs=1).fit(noise, future_covariates=covariate)
+    assert model.model.ssm.transition.context.kernel.input_weight is None
+    say_once.cache_clear()
+    model.fit(series, future_covariates=delayed)
+    assert model.model.ssm.transition.context.kernel.input_weight is None
+    assert "delayed effects" not in caplog.text
+
+
+@pytest.mark.parametrize("order, expected", [(None, 1), (2, 0)])
+def test_nothing_is_compared_where_all_is_decided(tiny, monkeypatch, order, expected):
+    """Forecasts by many covariates take long."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(forecast_errors(*args, **kwargs))
+        return calls[-1]
+
+    monkeypatch.setattr(model_file, "forecast_errors", counted)
+    series, covariate = delayed_effect()
+    decided = {"n_epochs": 1, "input_noise": 0.0, "covariate_noise": 0.0}
+    model = tiny(transition_order=order, **decided)
+    for _ in range(2):
+        model.fit(series, future_covariates=covariate)
+    assert len(calls) == expected
 
 
 def test_noise_on_covariates_is_chosen_and_said(tiny, caplog):
