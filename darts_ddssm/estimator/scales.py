@@ -452,8 +452,10 @@ def _goes_on(
     """
     if chunks is None:
         return True
-    by_trend, by_level = _errors(chunks, gap, [trend, level])
-    return not (by_trend / by_level).nanmean() > MAX_SHARE_OF_ERROR
+    errors = _errors(chunks, gap, [trend, level])
+    # a series that is at rest, which the level alone forecasts, has a unit too
+    by_trend, by_level = (errors / errors.mean(0)).nanmean((1, 2))
+    return not bool(by_trend > MAX_SHARE_OF_ERROR * by_level)
 
 
 def _best_season(chunks: Chunks, gap: int) -> LocalPattern | None:

@@ -470,6 +470,20 @@ def test_a_swing_has_no_trend():
     assert automatic_local_pattern(series, 12, 0, 6).trend_values == 0
 
 
+def test_a_series_at_rest_does_not_hide_the_trend_of_the_others():
+    """After a pulse at its start no level is wrong, so that every trend is."""
+    series = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        slopes = rng.choice([-1.0, 1.0], size=3).repeat(40)
+        values = slopes.cumsum() + 0.3 * rng.standard_normal(120)
+        series.append(TimeSeries.from_values(values.astype(np.float32)))
+    pulse = np.zeros(120, np.float32)
+    pulse[8] = 3.0
+    for panel in (series, [*series, TimeSeries.from_values(pulse)]):
+        assert automatic_local_pattern(panel, 12, 0, 3).trend_values > 0
+
+
 def test_a_smooth_season_keeps_its_scale(tiny):
     """Though its last values tell the next ones, it stays where it was."""
     module = tiny(n_epochs=1).fit(swing(25, 120)).model
