@@ -10,7 +10,7 @@ Letters as in :mod:`darts_ddssm.ssm`; U counts all inputs of the transition.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -109,7 +109,7 @@ class Context(nn.Module, ABC):
         return num_steps
 
     def see_lags(self) -> None:
-        """See inputs of any earlier step directly, from now on, if it did not before."""
+        """See covariates of any earlier step directly from now on, if it did not."""
         return
 
     @abstractmethod
@@ -189,7 +189,9 @@ class LagKernel(nn.Module):
 
     A latent of many steps ago, such as a season's, is one weight away here. A recurrent
     network would have to carry it along. The same holds for an input that acts with a
-    delay (a distributed lag), once :meth:`see_inputs` was called.
+    delay (a distributed lag), once :meth:`see_inputs` was called. What is constant, as
+    flags and static covariates mostly are, would rather tell how long the path is, which
+    a forecast that starts again does not share with the training windows.
 
     Parameters
     ----------
@@ -199,11 +201,22 @@ class LagKernel(nn.Module):
         Number R of past steps.
     num_sums
         Number A of sums.
+    lagged
+        Which of the inputs may act with a delay, U' in all. ``None`` for all of them.
     """
 
-    def __init__(self, latent_dim: int, input_size: int, reach: int, num_sums: int) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        input_size: int,
+        reach: int,
+        num_sums: int,
+        lagged: Sequence[slice] | None = None,
+    ) -> None:
         super().__init__()
-        self.latent_dim, self.input_size, self.reach = latent_dim, input_size, reach
+        self.latent_dim, self.reach = latent_dim, reach
+        # slices, since a list of numbers would wait for the device
+        self.lagged = [slice(0, input_size)] if lagged is None else list(lagged)
         # of R steps ago first
         self.weight = nn.Parameter(torch.zeros(reach, latent_dim, num_sums))
         self.input_weight: nn.Parameter | None = None
@@ -220,12 +233,15 @@ class LagKernel(nn.Module):
         if self.input_weight is not None:
             return
         num_sums = min(max(self.latent_dim // INPUT_SHARE, 1), self.weight.shape[-1])
-        zeros = self.weight.new_zeros(self.reach, self.input_size, num_sums)
+        num_lagged = sum(part.stop - part.start for part in self.lagged)
+        zeros = self.weight.new_zeros(self.reach, num_lagged, num_sums)
         self.input_weight = nn.Parameter(zeros)
 
     def steps(self, z: Tensor, u: Tensor) -> Tensor:
         """What is seen of latents (..., D) and inputs (..., U): (..., F)."""
-        return z if self.input_weight is None else torch.cat([z, u], dim=-1)
+        if self.input_weight is None:
+            return z
+        return torch.cat([z, *(u[..., part] for part in self.lagged)], dim=-1)
 
     @property
     def weights(self) -> Tensor:
@@ -292,6 +308,8 @@ class RecurrentContext(Context):
         :class:`LagKernel`.
     num_context
         Number of the last latents that it starts again from, fewer than R.
+    lagged
+        As for :class:`LagKernel`.
     """
 
     reach: int
@@ -303,12 +321,13 @@ class RecurrentContext(Context):
         hidden_size: int,
         reach: int,
         num_context: int,
+        lagged: Sequence[slice] | None = None,
     ) -> None:
         super().__init__(latent_dim, input_size, hidden_size)
         self.reach, self.num_context = reach, num_context
         num_sums = max(hidden_size // 4, 1)
         self.gru = nn.GRU(latent_dim + input_size, hidden_size, batch_first=True)
-        self.kernel = LagKernel(latent_dim, input_size, reach, num_sums)
+        self.kernel = LagKernel(latent_dim, input_size, reach, num_sums, lagged)
         # The latent of one step ago also goes past the GRU, which bounds what it keeps.
         size = hidden_size + num_sums + latent_dim + 1 + input_size
         self.network = MLP(size, hidden_size, hidden_size)

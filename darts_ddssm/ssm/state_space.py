@@ -28,6 +28,7 @@ References
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,8 @@ class StateSpaceModel(nn.Module):
         ``"diffusion"`` or ``"gaussian"``.
     hidden_size
         Width H of every network.
+    lagged
+        Which of the U + P inputs of the transition may act with a delay. ``None`` for all.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class StateSpaceModel(nn.Module):
         transition_order: int | None,
         transition: str,
         hidden_size: int,
+        lagged: Sequence[slice] | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
@@ -108,7 +112,7 @@ class StateSpaceModel(nn.Module):
         sizes = (latent_dim, input_size + past_size, hidden_size)
         context: Context
         if transition_order is None:
-            context = RecurrentContext(*sizes, reach, num_context)
+            context = RecurrentContext(*sizes, reach, num_context, lagged)
         else:
             context = MarkovContext(*sizes, transition_order)
         self.transition: Transition

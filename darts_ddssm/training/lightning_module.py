@@ -111,6 +111,27 @@ def _with_scales(
         state[floor] = module.rin.eps**0.5 * spread
 
 
+def _covariates_of(
+    input_size: int, past_size: int, static_size: int | None, patch_length: int
+) -> list[slice] | None:
+    """Return which inputs of a patch are values of covariates that vary in time.
+
+    Arguments as for :class:`_DDSSMModule`. Values come before their flags, see
+    :mod:`darts_ddssm.series.batches`.
+    """
+    if static_size is None:
+        return None
+    future = [input_size * i for i in range(patch_length)]
+    past = [input_size * patch_length + past_size * i for i in range(patch_length)]
+    sizes = (input_size - static_size) // 2, past_size // 2
+    return [
+        slice(start, start + size)
+        for starts, size in zip((future, past), sizes, strict=True)
+        for start in starts
+        if size > 0
+    ]
+
+
 class _DDSSMModule(PLForecastingModule):
     """Trains a state-space model by its ELBO and draws its forecasts.
 
@@ -192,6 +213,7 @@ class _DDSSMModule(PLForecastingModule):
             past_size=patch_length * past_size,
             reach=cut.before + cut.after,
             num_context=cut.before,
+            lagged=_covariates_of(input_size, past_size, static_size, patch_length),
             **of_ssm,
         )
         # Share of the training done. Saved with the weights and never falling: training

@@ -6,7 +6,8 @@ from darts.utils.data.torch_datasets.utils import TorchInferenceBatch, TorchTrai
 
 from darts_ddssm.series.batches import rolled_on, training_window
 from darts_ddssm.ssm.patches import Patches
-from tests.helpers import UNIT_SCALES
+from tests.estimator.test_cross_validation import delayed_effect
+from tests.helpers import UNIT_SCALES, covariate, static
 
 
 def test_past_covariates_act_on_the_next_patch():
@@ -77,3 +78,31 @@ def test_a_batch_with_a_later_origin(num_drawn):
     known = torch.where(torch.arange(num_drawn, end).view(1, -1, 1) < 4, 1.0, torch.nan)
     expected = steps[:, num_drawn:end] * known
     torch.testing.assert_close(later.past_covariates, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("patch_length", [1, 2])
+def test_values_of_covariates_may_be_delayed(tiny, patch_length):
+    """Neither flags nor static covariates, which tell where in a window a step is."""
+    series, cause = delayed_effect()
+    cause = cause.astype("float32")
+    series = series.astype("float32").with_static_covariates(static(0.0))
+    two = cause.stack(cause.with_values(covariate(len(cause)).values()))
+    model = tiny(n_epochs=1, patch_length=patch_length)
+    model.fit(series, future_covariates=two, past_covariates=cause)
+    future, past = torch.full((1, 18, 2), 2.0), torch.full((1, 12, 1), 3.0)
+    target = torch.zeros(1, 18, 1)
+    batch = TorchTrainingBatch(
+        target[:, :12],
+        future_target=target[:, 12:],
+        past_covariates=past,
+        historic_future_covariates=future[:, :12],
+        future_covariates=future[:, 12:],
+        static_covariates=torch.full((1, 1, 1), 5.0),
+    )
+    window = training_window(batch, 0, patch_length, UNIT_SCALES)
+    folded = Patches(patch_length, 12, 6).fold_window(window)
+    kernel = model.model.ssm.transition.context.kernel
+    seen = kernel.steps(folded.x[..., :0], folded.transition_inputs)
+    # of the second patch
+    expected = [2.0] * 2 * patch_length + [3.0] * patch_length
+    assert seen[0, 1].tolist() == expected

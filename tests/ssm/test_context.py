@@ -154,6 +154,18 @@ def test_inputs_are_in_few_sums(latent_dim, expected):
     assert (sums[0, 1].abs() > 1e-12).sum() == expected
 
 
+def test_a_kernel_sees_those_inputs_that_may_be_delayed():
+    lagged = [slice(0, 1), slice(2, 4)]
+    kernel = LagKernel(2, input_size=5, reach=5, num_sums=4, lagged=lagged)
+    kernel.see_inputs()
+    randomised(kernel)
+    z, u = torch.zeros(5, 2, 2).double(), torch.zeros(5, 2, 5).double()
+    # in each row another input
+    u[:, 0] = torch.eye(5)
+    sums = kernel(z, u)[:, 1].abs().amax(-1)
+    assert (sums > 1e-12).nonzero().flatten().tolist() == [0, 2, 3]
+
+
 def test_a_kernel_sees_what_the_saved_one_saw():
     blind = randomised(LagKernel(4, input_size=3, reach=5, num_sums=16))
     seeing = LagKernel(4, input_size=3, reach=5, num_sums=16)
