@@ -38,6 +38,32 @@ def flagged(values: Tensor) -> Tensor:
     return torch.cat([values.nan_to_num(), known.to(values.dtype)], dim=-1)
 
 
+def values_of_covariates(
+    input_size: int, past_size: int, static_size: int | None, patch_length: int
+) -> list[slice] | None:
+    """Return which inputs of the transition are values of covariates that vary in time.
+
+    Parameters
+    ----------
+    input_size, past_size, static_size
+        Numbers of inputs of a step: of all networks, of the transition alone, and of the
+        first ones those that are static. ``None`` where that is not known.
+    patch_length
+        Number L of steps of a patch, whose inputs are joined step by step.
+    """
+    if static_size is None:
+        return None
+    future = [input_size * i for i in range(patch_length)]
+    past = [input_size * patch_length + past_size * i for i in range(patch_length)]
+    sizes = (input_size - static_size) // 2, past_size // 2
+    return [
+        slice(start, start + size)
+        for starts, size in zip((future, past), sizes, strict=True)
+        for start in starts
+        if size > 0
+    ]
+
+
 def _unknown(like: Tensor, num_steps: int) -> Tensor:
     """Return so many unknown steps of a tensor (B, T, F)."""
     return like.new_full((like.shape[0], num_steps, like.shape[2]), torch.nan)

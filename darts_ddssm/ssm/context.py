@@ -304,7 +304,7 @@ class RecurrentContext(Context):
     latent_dim, input_size, hidden_size
         As for :class:`Context`.
     reach
-        Number R of past latents that are also seen directly, with their inputs, through a
+        Number R of past latents that are also seen directly, through a
         :class:`LagKernel`.
     num_context
         Number of the last latents that it starts again from, fewer than R.

@@ -35,6 +35,7 @@ from darts_ddssm.series.batches import (
     observed_values,
     rolled_on,
     training_window,
+    values_of_covariates,
 )
 from darts_ddssm.series.inference import Question
 from darts_ddssm.series.likelihoods import family_of
@@ -109,27 +110,6 @@ def _with_scales(
     if module.rin is not None and not state[floor].any():
         spread = state[prefix + "target_spread"]
         state[floor] = module.rin.eps**0.5 * spread
-
-
-def _covariates_of(
-    input_size: int, past_size: int, static_size: int | None, patch_length: int
-) -> list[slice] | None:
-    """Return which inputs of a patch are values of covariates that vary in time.
-
-    Arguments as for :class:`_DDSSMModule`. Values come before their flags, see
-    :mod:`darts_ddssm.series.batches`.
-    """
-    if static_size is None:
-        return None
-    future = [input_size * i for i in range(patch_length)]
-    past = [input_size * patch_length + past_size * i for i in range(patch_length)]
-    sizes = (input_size - static_size) // 2, past_size // 2
-    return [
-        slice(start, start + size)
-        for starts, size in zip((future, past), sizes, strict=True)
-        for start in starts
-        if size > 0
-    ]
 
 
 class _DDSSMModule(PLForecastingModule):
@@ -213,7 +193,7 @@ class _DDSSMModule(PLForecastingModule):
             past_size=patch_length * past_size,
             reach=cut.before + cut.after,
             num_context=cut.before,
-            lagged=_covariates_of(input_size, past_size, static_size, patch_length),
+            lagged=values_of_covariates(input_size, past_size, static_size, patch_length),
             **of_ssm,
         )
         # Share of the training done. Saved with the weights and never falling: training
@@ -630,7 +610,8 @@ class _DDSSMModule(PLForecastingModule):
         model, n = self.series_model, self.pred_n
         # no more memory than a training batch takes
         length = batch.past_target.shape[1] + self.output_chunk_length
-        how = self.num_solver_steps, self.pred_batch_size * length, self._take_observed()
+        max_paths = self.pred_batch_size * length
+        how = self.num_solver_steps, max_paths, self._take_observed()
         if self.predict_likelihood_parameters:
             self._check_has_marginal()
             given = self._split_at_origin(batch, n)
@@ -642,20 +623,32 @@ class _DDSSMModule(PLForecastingModule):
             given = self._split_at_origin(batch, num_first)
             prediction = model.forecast(*given, self.pred_num_samples, *how)
             if num_first < n:
-                prediction = self._roll_on(batch, prediction)
+                scale = model.normalise(given[0]).scale
+                prediction = self._roll_on(batch, prediction, scale, max_paths)
         return prediction, batch.series_schema, batch.pred_time
 
-    def _roll_on(self, batch: TorchInferenceBatch, paths: Tensor) -> Tensor:
+    def _roll_on(
+        self, batch: TorchInferenceBatch, paths: Tensor, scale: Scale, max_paths: int
+    ) -> Tensor:
         """Go on from each path of the output chunk, chunk by chunk: (S, B, n, C).
 
         The states know how far a level walks within a window, not beyond. So each chunk
         that follows is that of a window whose input chunk are the last values of the path.
+
+        Parameters
+        ----------
+        batch
+            A batch of B series.
+        paths
+            Their output chunks, (S, B, n', C).
+        scale
+            The scale of their input chunks.
+        max_paths
+            The most paths of all series that are drawn at a time.
         """
         model, (_, num_series, num_first, _) = self.series_model, paths.shape
-        context = context_window(batch, self.patch_length, self.scales)
-        scale, groups = model.normalise(context).scale, []
-        max_rows = self.pred_batch_size * (self.input_chunk_length + num_first)
-        for group in paths.split(max(max_rows // num_series, 1)):
+        groups = []
+        for group in paths.split(max(max_paths // num_series, 1)):
             following, origin = batch, scale.repeat(len(group))
             # (S', B, n, C) -> (S' * B, n, C)
             chunks = [group.flatten(0, 1)]
@@ -668,7 +661,7 @@ class _DDSSMModule(PLForecastingModule):
                     *self._split_at_origin(following, n),
                     num_samples=1,
                     num_solver_steps=self.num_solver_steps,
-                    max_paths=max_rows,
+                    max_paths=max_paths,
                     observed=observed,
                     origin=origin,
                 )

@@ -12,11 +12,14 @@ from tests.helpers import randomised
 NUM_ROWS, NUM_STEPS, LATENT_DIM, HIDDEN_SIZE = 3, 8, 2, 6
 
 
-def context_of(order: int | None, input_size: int = 1) -> Context:
+def context_of(order: int | None, input_size: int = 1, sees_lags: bool = False) -> Context:
     torch.manual_seed(0)
     sizes = (LATENT_DIM, input_size, HIDDEN_SIZE)
     if order is None:
-        context = randomised(RecurrentContext(*sizes, reach=5, num_context=3))
+        context = RecurrentContext(*sizes, reach=5, num_context=3)
+        if sees_lags:
+            context.see_lags()
+        randomised(context)
         # the kernel forgets, but no history starts again
         context.reach = 100
         return context
@@ -44,10 +47,7 @@ def steps_that_see(context: Context, t: int) -> list[int]:
 @pytest.mark.parametrize("input_size", [0, 2])
 @pytest.mark.parametrize("sees_lags", [False, True])
 def test_step_by_step_is_the_whole_path_at_once(order, input_size, sees_lags):
-    context, (z, u) = context_of(order, input_size), path(input_size)
-    if sees_lags:
-        context.see_lags()
-        randomised(context)
+    context, (z, u) = context_of(order, input_size, sees_lags), path(input_size)
     history = context.init(NUM_ROWS, z)
     steps = []
     for z_t, u_t in zip(z.unbind(1), u.unbind(1), strict=True):
@@ -61,10 +61,7 @@ def test_step_by_step_is_the_whole_path_at_once(order, input_size, sees_lags):
 @pytest.mark.parametrize("sees_lags", [False, True])
 def test_step_by_step_after_a_path_goes_on_with_it(order, known, sees_lags):
     num_steps = NUM_STEPS + known
-    context = context_of(order)
-    if sees_lags:
-        context.see_lags()
-        randomised(context)
+    context = context_of(order, sees_lags=sees_lags)
     # of a kernel that reaches over five steps all, some, and none are in the first part
     z, u = (torch.cat([x, x.flip(1)], dim=1)[:, :num_steps] for x in path())
     history = context.from_path(z[:, :known], u[:, :known])
@@ -113,13 +110,6 @@ def test_history_knows_its_last_latent(order):
         torch.testing.assert_close(history.previous, z_t)
 
 
-def seeing_context(input_size: int = 1) -> Context:
-    """A context whose kernel sees inputs, too."""
-    context = context_of(None, input_size)
-    context.see_lags()
-    return randomised(context)
-
-
 def test_an_input_of_some_steps_ago_is_seen_directly():
     """As far back as the kernel reaches, and without the recurrent network's help."""
     z, u = path()
@@ -127,7 +117,7 @@ def test_an_input_of_some_steps_ago_is_seen_directly():
     changed[:, 1] += 1.0
     for context, expected in (
         (context_of(None), [1]),
-        (seeing_context(), [1, 2, 3, 4, 5, 6]),
+        (context_of(None, sees_lags=True), [1, 2, 3, 4, 5, 6]),
     ):
         with torch.no_grad():
             for parameter in context.gru.parameters():
@@ -180,14 +170,14 @@ def test_a_kernel_sees_what_the_saved_one_saw():
 
 def test_an_optimizer_goes_on_with_what_is_loaded():
     """As after a search for the learning rate, which ends with the first weights."""
-    kernel = seeing_context().kernel
+    kernel = context_of(None, sees_lags=True).kernel
     before = list(kernel.parameters())
     kernel.load_state_dict(kernel.state_dict())
     assert all(x is y for x, y in zip(kernel.parameters(), before, strict=True))
 
 
 def test_to_see_inputs_twice_is_to_see_them_once():
-    context = seeing_context()
+    context = context_of(None, sees_lags=True)
     expected = context.kernel.weights
     context.see_lags()
     torch.testing.assert_close(context.kernel.weights, expected)
