@@ -176,11 +176,14 @@ class SeriesModel:
         if self.instance_norm is not None:
             steps = slice(0, self.input_chunk_length)
             past = window.x[:, steps], window.observed[:, steps]
-            own = self.instance_norm, *past
-            if origin is not None:
-                scale = moved_scale(*own, origin, self.local_pattern)
+            own, rules = (
+                (self.instance_norm, *past),
+                (self.instance_floor, self.local_pattern),
+            )
+            if origin is None:
+                scale = instance_scale(*own, scale, *rules)
             else:
-                scale = instance_scale(*own, scale, self.instance_floor, self.local_pattern)
+                scale = moved_scale(*own, origin, *rules)
         x = scale.normalise(window.x, self.first_step(window.x.shape[1]))
         return NormalisedWindow(window._replace(x=x), scale, window.x)
 

@@ -26,6 +26,10 @@ from torch import Tensor, nn
 # How often levels and season of a chunk are fitted in turns.
 SEASON_PASSES = 3
 
+# The most that the spread of a path is multiplied or divided by. Without a bound, it would
+# walk to zero, or beyond the range of numbers.
+MAX_CHANGE_OF_SPREAD = 3.0
+
 # A spread of so many rounding errors of the level, or less, is that of a constant.
 ROUNDING_ERRORS = 8
 
@@ -419,28 +423,6 @@ def local_moments(x: Tensor, observed: Tensor, local_pattern: LocalPattern) -> L
     return LocalMoments(level, slope, season, mean_of(x), std, num_values)
 
 
-def moved_scale(
-    rin: RINorm, x: Tensor, observed: Tensor, scale: Scale, local_pattern: LocalPattern
-) -> Scale:
-    """Move a scale to the level of paths that began with it.
-
-    Spread, trend and season stay those of what was observed: taken from paths, again and
-    again, they would grow beyond all bounds.
-
-    Parameters
-    ----------
-    rin, x, observed, local_pattern
-        As for :func:`instance_scale`, of the last steps of the paths.
-    scale
-        The scale of what the paths began with, its shift counted from the end of ``x`` on.
-    """
-    rest = x - scale.shift_along(x.shape[1], -x.shape[1])
-    level, _ = level_and_slope(rest, observed, LocalPattern(local_pattern.level_steps))
-    if rin.affine:
-        level = level - rin.affine_bias * scale.spread
-    return scale._replace(shift=scale.shift + level)
-
-
 def affine_weight(rin: RINorm) -> Tensor:
     """What an affine instance normalisation multiplies values by, (C,)."""
     return rin.affine_weight.abs() + rin.eps
@@ -488,3 +470,37 @@ def instance_scale(
         spread = std / affine_weight(rin)
         level = level - rin.affine_bias * spread
     return Scale(level, spread, slope, season)
+
+
+def moved_scale(
+    rin: RINorm,
+    x: Tensor,
+    observed: Tensor,
+    scale: Scale,
+    floor: InstanceFloor,
+    local_pattern: LocalPattern,
+) -> Scale:
+    """Move a scale to the level and the spread of paths that began with it.
+
+    Trend and season stay those of what was observed: taken from paths, again and again,
+    they would grow beyond all bounds. So would the spread, which is bounded. It stays where
+    there is a trend: around a trend that is not the path's own it says little.
+
+    Parameters
+    ----------
+    rin, x, observed, floor, local_pattern
+        As for :func:`instance_scale`, of the last steps of the paths.
+    scale
+        The scale of what the paths began with, its shift counted from the end of ``x`` on.
+    """
+    rest = x - scale.shift_along(x.shape[1], -x.shape[1])
+    level_alone, spread = LocalPattern(local_pattern.level_steps), scale.spread
+    level, _ = level_and_slope(rest, observed, level_alone)
+    if scale.slope is None:
+        own = instance_scale(rin, x, observed, scale, floor, level_alone)
+        spread = own.spread.clamp(
+            spread / MAX_CHANGE_OF_SPREAD, spread * MAX_CHANGE_OF_SPREAD
+        )
+    if rin.affine:
+        level = level - rin.affine_bias * spread
+    return scale._replace(shift=scale.shift + level, spread=spread)

@@ -18,6 +18,8 @@ from darts_ddssm.series.scaling import (
 )
 from tests.helpers import drawn, noisy_sine, same, with_gaps
 
+NO_FLOOR = InstanceFloor(torch.zeros(1), torch.zeros(1))
+
 # --- the scale of the training set ----------------------------------------------------
 
 
@@ -307,8 +309,37 @@ def test_a_moved_scale_has_the_level_of_its_path(affine):
     # what lies before the last steps tells nothing of the level
     x[:, :6] += 7.0
     pattern = LocalPattern(level_steps=4, trend_values=3, trend_share=1.0)
-    moved = moved_scale(rin, x, observed, scale, pattern)
+    moved = moved_scale(rin, x, observed, scale, NO_FLOOR, pattern)
     bias = 0.3 * scale.spread if affine else 0.0
     expected = scale.shift_along(6) + offset - bias
     torch.testing.assert_close(moved.shift_along(6), expected)
     assert torch.equal(moved.spread, scale.spread)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    "growth, kept", [(1.0, 1.0), (2.0, 2.0), (0.5, 0.5), (100.0, 3.0), (1e-6, 1 / 3)]
+)
+def test_a_moved_scale_has_the_spread_of_its_path(affine, growth, kept):
+    """Up to a bound; its level is that of the path all the same."""
+    rin, pattern, floor = RINorm(2, affine=affine), LocalPattern(4), NO_FLOOR
+    if affine:
+        torch.nn.init.constant_(rin.affine_bias, 0.3)
+        torch.nn.init.constant_(rin.affine_weight, 1.7)
+    x = torch.randn(3, 10, 2, dtype=torch.float64) * torch.tensor([1.0, 1e-3])
+    known = torch.ones_like(x)
+    scale = instance_scale(rin, x, known, Scale.unit(), floor, pattern)
+    moved = moved_scale(rin, growth * x, known, scale, floor, pattern)
+    torch.testing.assert_close(moved.spread, kept * scale.spread)
+    level = growth * x[:, -4:].mean(1, keepdim=True)
+    bias = 0.3 * moved.spread if affine else 0.0
+    torch.testing.assert_close(moved.shift, level - bias)
+
+
+def test_a_path_at_rest_is_divided_by_the_floor_at_least():
+    floor = InstanceFloor(torch.tensor([0.5]).double(), torch.zeros(1).double())
+    x = torch.zeros(1, 10, 1, dtype=torch.float64)
+    known, rin, pattern = torch.ones_like(x), RINorm(1, affine=False), LocalPattern(4)
+    scale = instance_scale(rin, x, known, Scale.unit(), floor, pattern)
+    moved = moved_scale(rin, x, known, scale, floor, pattern)
+    assert moved.spread.item() == scale.spread.item() == 0.5
