@@ -52,6 +52,30 @@ def static(*values: float) -> pd.DataFrame:
     return pd.DataFrame({"a": values})
 
 
+def moved_by(effect: str, seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
+    """A series of 200 steps and its covariate."""
+    rng = np.random.default_rng(seed)
+    c, noise = rng.standard_normal((2, 200, 1))
+    values = {
+        "none": noise,
+        "all": 3 * c + 0.01 * noise,
+        "most": 3 * c + 0.5 * noise,
+        "some": 0.5 * c + noise,
+        # nothing that a linear forecast could see
+        "not linear": c**2 + 0.01 * noise,
+    }
+    return TimeSeries.from_values(values[effect]), TimeSeries.from_values(c)
+
+
+def delayed_effect(seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
+    """A series that follows its covariate of five steps ago."""
+    series, covariate = moved_by("all", seed)
+    values = np.roll(series.values(), 5, axis=0)
+    return TimeSeries.from_values(values[5:]), TimeSeries.from_values(
+        covariate.values()[5:]
+    )
+
+
 def with_gaps(series: TimeSeries, where) -> TimeSeries:
     """Return a copy of a series with missing values at ``where``."""
     values = series.values(copy=True)

@@ -43,7 +43,7 @@ from darts_ddssm.estimator.covariates import (
     TrainingCovariates,
     share_apart,
 )
-from darts_ddssm.estimator.windows import flagged, windows_of
+from darts_ddssm.estimator.windows import windows_of, with_flags
 from darts_ddssm.series.scaling import (
     InstanceFloor,
     LocalPattern,
@@ -395,7 +395,7 @@ def _rows_of(
         past, ahead = windows.x[:input_length], windows.x[-output_length:]
         own = scale
         if local_pattern is not None:
-            local = local_moments(*flagged(past), local_pattern)
+            local = local_moments(*with_flags(past), local_pattern)
             spread = floor.apply(local.mean, local.std)
             own = Scale(local.level, spread, local.slope, local.season)
         # (T, N, C) -> (N, T, C) -> (N, C, T)

@@ -18,10 +18,10 @@ from torch.distributions import Normal, StudentT
 from darts_ddssm.estimator.automatic import FEW_WINDOWS
 from darts_ddssm.estimator.windows import (
     NUM_WINDOWS,
-    flagged,
     moments,
     on_index,
     windows_of,
+    with_flags,
 )
 from darts_ddssm.series.scaling import (
     ROUNDING_ERRORS,
@@ -293,7 +293,7 @@ def instance_floor(
     spreads, ratios = [], []
     for windows in windows_of(series, input_length):
         # (T, N, C) -> (N, C)
-        local = local_moments(*flagged(windows.x), local_pattern)
+        local = local_moments(*with_flags(windows.x), local_pattern)
         mean, std = local.mean.squeeze(1), local.std.squeeze(1)
         size = mean.hypot(std)
         std = torch.where(is_constant(size, std), torch.nan, std)
@@ -428,7 +428,7 @@ def _chunks(
     windows = torch.cat([part.x for part in parts], dim=1)
     counts = torch.tensor([part.x.shape[1] for part in parts])
     return Chunks(
-        *flagged(windows[:input_length]),
+        *with_flags(windows[:input_length]),
         # (n, N, C) -> (N, n, C)
         windows[-output_length:].transpose(0, 1),
         torch.arange(len(parts)).repeat_interleave(counts),
@@ -585,7 +585,7 @@ def prefers_instance_scale(
     by_training_set = Normal(mean, std, validate_args=False)
     gains = []
     for _, windows, _ in parts:
-        local = local_moments(*flagged(windows[:input_length]), level)
+        local = local_moments(*with_flags(windows[:input_length]), level)
         least = floor.apply(local.mean, local.std)
         has_scale, own_std, count = local.std >= least, least, local.num_values
         # one value alone has no spread
@@ -611,7 +611,7 @@ def _all_without_season(series: TimeSeries, length: int) -> TimeSeries:
     # (T, C, samples) -> (T, C)
     values = torch.from_numpy(series.all_values(copy=False).astype(np.float64).mean(-1))
     # (T, C) -> (T, 1, C), which becomes (1, T, C)
-    x, observed = flagged(values.unsqueeze(1))
+    x, observed = with_flags(values.unsqueeze(1))
     num_cycles = len(series) // length
     pattern = LocalPattern(1, season_length=length, season_cycles=num_cycles)
     rest, _ = without_season(x, observed, pattern)

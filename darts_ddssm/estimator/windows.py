@@ -99,7 +99,7 @@ def num_observed_steps(series: Sequence[TimeSeries]) -> int:
     return sum(int(steps.sum()) for steps in known)
 
 
-def flagged(x: Tensor) -> tuple[Tensor, Tensor]:
+def with_flags(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return windows with 0 where a value is missing, and the flags of those that are not.
 
     (T, N, C) -> twice (N, T, C)

@@ -40,7 +40,7 @@ from darts_ddssm.series.scaling import (
     LocalPattern,
     Scale,
 )
-from tests.helpers import close, noisy_sine, same, with_gaps
+from tests.helpers import close, delayed_effect, moved_by, noisy_sine, same, with_gaps
 
 
 def errors_of(
@@ -333,21 +333,6 @@ def test_penalties_of_past_and_covariates_are_apart():
         assert error.item() == pytest.approx(expected, rel=1e-6)
 
 
-def moved_by(effect: str, seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
-    """A series of 200 steps and its covariate."""
-    rng = np.random.default_rng(seed)
-    c, noise = rng.standard_normal((2, 200, 1))
-    values = {
-        "none": noise,
-        "all": 3 * c + 0.01 * noise,
-        "most": 3 * c + 0.5 * noise,
-        "some": 0.5 * c + noise,
-        # nothing that a linear forecast could see
-        "not linear": c**2 + 0.01 * noise,
-    }
-    return TimeSeries.from_values(values[effect]), TimeSeries.from_values(c)
-
-
 @pytest.mark.parametrize(
     "effect, expected",
     [
@@ -414,15 +399,6 @@ def test_a_calendar_has_no_noise(period):
     constant = TimeSeries.from_values(np.ones((200, 1)))
     errors = errors_of(white_noise(), future_covariates=[constant])
     assert automatic_covariate_noise(errors) == 0
-
-
-def delayed_effect(seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
-    """A series that follows its covariate of five steps ago."""
-    series, covariate = moved_by("all", seed)
-    values = np.roll(series.values(), 5, axis=0)
-    return TimeSeries.from_values(values[5:]), TimeSeries.from_values(
-        covariate.values()[5:]
-    )
 
 
 @pytest.mark.parametrize("kind", ["past_covariates", "future_covariates"])

@@ -6,8 +6,7 @@ from darts.utils.data.torch_datasets.utils import TorchInferenceBatch, TorchTrai
 
 from darts_ddssm.series.batches import rolled_on, training_window
 from darts_ddssm.ssm.patches import Patches
-from tests.estimator.test_cross_validation import delayed_effect
-from tests.helpers import UNIT_SCALES, covariate, static
+from tests.helpers import UNIT_SCALES, covariate, delayed_effect, static
 
 
 def test_past_covariates_act_on_the_next_patch():
