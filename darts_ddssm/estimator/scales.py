@@ -47,8 +47,9 @@ MAX_SHARE_OF_ALL_STEPS = 0.95
 # level and trend is at most this share of that by the level and growth as usual.
 MAX_SHARE_OF_ERROR = 0.9
 
-# It goes on: it must be worth as much in the last of so many output chunks in a row. What
-# is worth something in the first alone is part of a swing, which a network learns better.
+# It goes on: it must be worth as much in the last of so many output chunks in a row, or as
+# far ahead as the input chunk reaches back, whichever is further. What is worth something
+# in the first alone is part of a swing, which a network learns better.
 CHUNKS_OF_A_TREND = 3
 
 # What a season must be worth to be taken out: the error of forecasts with it is at most
@@ -390,7 +391,8 @@ def automatic_local_pattern(
     if trends:
         means = (_errors(chunks, gap, trends) / unit).nanmean((1, 2))
         trend = trends[int(means.argmin())]
-        later = gap + (CHUNKS_OF_A_TREND - 1) * output_length
+        reach = max(CHUNKS_OF_A_TREND * output_length, input_length)
+        later = gap + reach - output_length
         if means.min() < MAX_SHARE_OF_ERROR * error and _goes_on(
             trend, level, _chunks(series, input_length, later, output_length), later
         ):

@@ -470,6 +470,12 @@ def test_a_swing_has_no_trend():
     assert automatic_local_pattern(series, 12, 0, 6).trend_values == 0
 
 
+def test_a_trend_goes_on_as_far_as_the_input_chunk_reaches_back():
+    """Where output chunks are short, it would be that of a swing for three of them."""
+    assert automatic_local_pattern([swing(25, 120)], 12, 0, 1).trend_values == 0
+    assert automatic_local_pattern([changing_trend()], 12, 0, 1).trend_values > 0
+
+
 def test_a_series_at_rest_does_not_hide_the_trend_of_the_others():
     """After a pulse at its start no level is wrong, so that every trend is."""
     series = []
