@@ -554,8 +554,8 @@ def prefers_instance_scale(
 ) -> bool:
     """Tell whether a window is better scaled by its own past than by the training set.
 
-    The first two thirds of the windows of each series are taken for a training set. Two
-    predictions of the output chunks in the last third are compared by likelihood: a
+    What is before the output chunks of the last third of the windows of each series is
+    taken for a training set. Two predictions of these chunks are compared by likelihood: a
     Gaussian with the moments of that training set, and a Student t with level and spread of
     the input chunk, which allows for the uncertainty of moments of a short chunk. The
     window's own past must be better by a clear margin. Windows that are constant say
@@ -578,7 +578,7 @@ def prefers_instance_scale(
     floor = instance_floor(series, input_length, scale, level)
     length = input_length + gap + output_length
     longer = [one for one in series if len(one) >= length + 2]
-    parts = list(windows_of(longer, length, first_share=2 / 3))
+    parts = list(windows_of(longer, length, first_share=2 / 3, num_last=output_length))
     if not parts:
         return False
     mean, std, _ = moments(torch.cat([part.before for part in parts]))

@@ -26,7 +26,7 @@ class Windows(NamedTuple):
     Attributes
     ----------
     before
-        The values that are known before any of the windows ends, (M, C).
+        The values that are known before the last steps of any window begin, (M, C).
     x
         The windows, (T, N, C).
     starts
@@ -42,6 +42,7 @@ def windows_of(
     series: Sequence[TimeSeries],
     length: int,
     first_share: float = 0.0,
+    num_last: int = 1,
     max_windows: int = NUM_WINDOWS,
 ) -> Iterator[Windows]:
     """Yield evenly spaced windows of each series, in double precision.
@@ -54,6 +55,8 @@ def windows_of(
         Steps of a window.
     first_share
         Share of the windows that is left out at the start of each series.
+    num_last
+        Number of the last steps of each window, which begin after ``before``.
     max_windows
         The most windows of all series, but at least one of each.
     """
@@ -70,7 +73,7 @@ def windows_of(
             # at other places of each series, which may all start alike
             starts = first + np.array([int(i * GOLDEN_RATIO % 1 * (last - first + 1))])
         x = torch.stack([path[start : start + length] for start in starts], 1)
-        yield Windows(path[: first + length - 1], x, torch.from_numpy(starts))
+        yield Windows(path[: first + length - num_last], x, torch.from_numpy(starts))
 
 
 def on_index(covariates: TimeSeries, index: pd.Index) -> np.ndarray:

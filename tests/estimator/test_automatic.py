@@ -173,6 +173,17 @@ def test_drift_is_recognised(series, drifts):
     assert not prefers(series, 1)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rise_is_recognised_by_long_windows_of_a_short_series(seed):
+    """What the comparison forecasts was not known before."""
+    time, rng = np.arange(90), np.random.default_rng(seed)
+    values = time + 5 * np.sin(2 * np.pi * time / 12) + 3 * rng.standard_normal(90)
+    series = [TimeSeries.from_values(values.astype(np.float32))]
+    scale = Scale(*(torch.tensor([f(values)]) for f in (np.mean, np.std)))
+    pattern = automatic_local_pattern(series, 24, 0, 24)
+    assert prefers_instance_scale(series, 24, 0, 24, scale, pattern)
+
+
 @pytest.mark.parametrize("norm, by_instance", [(None, True), (True, True), (False, False)])
 def test_drifting_series_are_normalised_window_by_window(tiny, norm, by_instance):
     model = tiny(use_reversible_instance_norm=norm).fit(drifting())
