@@ -391,10 +391,8 @@ def automatic_local_pattern(
     if trends:
         means = (_errors(chunks, gap, trends) / unit).nanmean((1, 2))
         trend = trends[int(means.argmin())]
-        reach = max(CHUNKS_OF_A_TREND * output_length, input_length)
-        later = gap + reach - output_length
         if means.min() < MAX_SHARE_OF_ERROR * error and _goes_on(
-            trend, level, _chunks(series, input_length, later, output_length), later
+            trend, level, series, input_length, gap, output_length
         ):
             found, error = trend, means.min()
     length = input_length + gap + output_length
@@ -438,23 +436,34 @@ def _chunks(
 
 
 def _goes_on(
-    trend: LocalPattern, level: LocalPattern, chunks: Chunks | None, gap: int
+    trend: LocalPattern,
+    level: LocalPattern,
+    series: Sequence[TimeSeries],
+    input_length: int,
+    gap: int,
+    output_length: int,
 ) -> bool:
     """Tell whether a trend is worth as much beyond the output chunk as a trend must be.
+
+    Nothing speaks against it where the series are too short to tell, or where nothing is
+    observed.
 
     Parameters
     ----------
     trend, level
         Which values tell the trend, and the level where there is none.
-    chunks
-        Chunks of the training series with such a gap. Nothing speaks against the trend
-        where the series are too short for any, or where nothing is observed.
-    gap
-        Steps between input and output chunks.
+    series, input_length, gap, output_length
+        As for :func:`automatic_local_pattern`.
     """
-    if chunks is None:
+    least = CHUNKS_OF_A_TREND * output_length
+    for reach in (max(least, input_length), least):
+        later = gap + reach - output_length
+        chunks = _chunks(series, input_length, later, output_length)
+        if chunks is not None:
+            break
+    else:
         return True
-    errors = _errors(chunks, gap, [trend, level])
+    errors = _errors(chunks, later, [trend, level])
     # a series that is at rest, which the level alone forecasts, has a unit too
     by_trend, by_level = (errors / errors.mean(0)).nanmean((1, 2))
     return not bool(by_trend > MAX_SHARE_OF_ERROR * by_level)

@@ -175,11 +175,8 @@ class SeriesModel:
         scale = self.scales.target
         if self.instance_norm is not None:
             steps = slice(0, self.input_chunk_length)
-            past = window.x[:, steps], window.observed[:, steps]
-            own, rules = (
-                (self.instance_norm, *past),
-                (self.instance_floor, self.local_pattern),
-            )
+            own = self.instance_norm, window.x[:, steps], window.observed[:, steps]
+            rules = self.instance_floor, self.local_pattern
             if origin is None:
                 scale = instance_scale(*own, scale, *rules)
             else:
