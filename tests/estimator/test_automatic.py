@@ -486,7 +486,7 @@ def test_a_trend_goes_on_as_far_as_the_input_chunk_reaches_back():
     assert automatic_local_pattern([swing(25, 120)], 12, 0, 1).trend_values == 0
     assert automatic_local_pattern([changing_trend()], 12, 0, 1).trend_values > 0
     # or as far as the series is long enough to tell
-    assert automatic_local_pattern([swing(25, 36)], 20, 0, 4).trend_values == 0
+    assert automatic_local_pattern([swing(25, 39)], 20, 0, 4).trend_values == 0
 
 
 def test_a_series_at_rest_does_not_hide_the_trend_of_the_others():
