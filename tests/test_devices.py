@@ -143,6 +143,8 @@ def fit_and_ask(trainer: dict, kind: str) -> DDSSMModel:
         batch_size=16,
         input_noise=0.2,
         torch_metrics=MeanAbsoluteError(),
+        # with a scale of each window, not all can be asked
+        use_reversible_instance_norm=False,
         **arguments,
     )
     model.fit(series, val_series=series, **covariates, **validation)

@@ -386,9 +386,8 @@ def _rows_of(
     # one of each series at least, so that very many series are too many
     some = range(0, len(series), math.ceil(max(len(series), 1) / limit))
     kept = [i for i in some if len(series[i]) >= length]
-    parts = windows_of(
-        [_filled(series[i]) for i in some], length, 0.0, min(limit, MAX_WINDOWS)
-    )
+    filled = [_filled(series[i]) for i in some]
+    parts = windows_of(filled, length, max_windows=min(limit, MAX_WINDOWS))
     found: list[tuple[Tensor, ...]] = []
     trains, helds = [], []
     for i, windows in zip(kept, parts, strict=True):
