@@ -210,7 +210,8 @@ class DDSSMModel(LatentMethods):
             Number of time steps that follow the input chunk in a training window. A
             window of ``input_chunk_length + output_chunk_length`` steps is treated as
             one sequence. ``predict()`` takes any horizon `n`. Where windows have their own
-            scale, each path goes on from its own level after every output chunk.
+            scale, each path goes on from its own level after every output chunk, and from
+            its own spread where there is no trend.
         output_chunk_shift
             Optionally, the number of steps between the input chunk and the output
             chunk. The model treats them as missing values.

@@ -41,6 +41,7 @@ class Windows(NamedTuple):
 def windows_of(
     series: Sequence[TimeSeries],
     length: int,
+    *,
     first_share: float = 0.0,
     num_last: int = 1,
     max_windows: int = NUM_WINDOWS,
