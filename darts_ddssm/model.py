@@ -50,6 +50,7 @@ from darts_ddssm.estimator.cross_validation import (
     forecast_errors,
     is_predictable,
     may_be_delayed,
+    may_be_walk,
 )
 from darts_ddssm.estimator.data_checks import (
     check_future_covariates,
@@ -179,9 +180,11 @@ class DDSSMModel(LatentMethods):
 
         A forecast draws the present state from its posterior, moves it forward step by
         step and draws an observation at each. Each sample is one joint path over all
-        time steps and components. The model never reads its own forecasts, so that a
-        horizon beyond ``output_chunk_length`` costs no accuracy by itself. However long
-        it is, the transition sees as many past states as a training window has.
+        time steps and components. Within the output chunk nothing is fed back, and nor is
+        it beyond where windows have the scale of the training set. Where each window has
+        its own scale, the output chunk of each path is read as the next input chunk.
+        However long the horizon is, the transition sees as many past states as a training
+        window has.
 
         This model supports past, future and static covariates, univariate and
         multivariate, single and multiple series, probabilistic forecasts, and missing
@@ -193,10 +196,10 @@ class DDSSMModel(LatentMethods):
 
         Nothing needs scaling: the model takes the mean and the standard deviation of target
         and covariates from the training set. Series of very different scale may be in one
-        training set, see ``use_reversible_instance_norm``. Covariates beyond the range that
-        they had in training are taken for the nearest value within, a tenth of it more on
-        both sides. One that left its earlier range in the last third of the training series
-        is seen relative to its mean in the input chunk.
+        training set, see ``use_reversible_instance_norm``. Covariates are clipped to the
+        range that they had in training, widened by a tenth on each side. One that left its
+        earlier range in the last third of the training series is seen relative to its mean
+        in the input chunk.
 
         Training needs no settings either. The learning rate, the weight of the KL and the
         loss of forecasts follow schedules that end when training does, be that by
@@ -244,12 +247,13 @@ class DDSSMModel(LatentMethods):
             Weight of the forecast loss, a second term of the training loss from 30 % of
             the updates on: the windows of every fourth batch are forecast from their input
             chunks, and the term is the CRPS of these forecasts in normalised units. The
-            ELBO alone trains single steps, whose errors add up over a long horizon. ``0``
-            for the ELBO alone, which is faster. It has no effect if the output chunk has
-            one step, or with likelihoods other than the Gaussian, Laplace and Gumbel ones.
+            ELBO alone trains single steps, whose errors add up over a long horizon, by
+            states that have seen the whole window. ``0`` for the ELBO alone, which is
+            faster. It has no effect with likelihoods other than the Gaussian, Laplace and
+            Gumbel ones.
         gap_augmentation
             Share of the windows of each training batch of which a copy is added, with some
-            values masked at random. From these copies the encoder alone learns. They
+            values masked at random. Only the encoder is trained on these copies. They
             prepare it for gaps even where the training series have none.
         input_noise
             Standard deviation of the noise that is added to what the encoder sees in the
@@ -258,8 +262,9 @@ class DDSSMModel(LatentMethods):
             data. ``None`` takes a fifth of the level that suits a linear forecast by
             cross-validation, for which such noise is a ridge penalty: little where a series
             repeats itself, more where the past hardly tells what follows. Several
-            components are forecast together, and C of them have sqrt(C) times as much. It
-            starts at 0.2 at least. ``0`` for none.
+            components are forecast together, and C of them have sqrt(C) times as much. For
+            more than 100 windows, sqrt(C) times as many of C components, it is less in
+            inverse proportion to their number. It starts at 0.2 at least. ``0`` for none.
         covariate_noise
             Standard deviation of the noise that is added to past and future covariates in
             training, in normalised units. It keeps the model from learning by heart which
@@ -276,11 +281,12 @@ class DDSSMModel(LatentMethods):
             on with the one that a short training series had. ``None`` takes 1 where each
             window is normalised by its input chunk (see ``use_reversible_instance_norm``)
             and there are at most 150 of them, less where there are more, and none for more
-            than 900 or where all of their own trend is taken out. Where the level of at
-            most 900 windows is their last value, without a season, and there are no
-            covariates, half of them are also turned upside down: a walk may as well fall
-            as rise. ``0`` for neither, as always with likelihoods that have no location and
-            scale.
+            than 900 or where all of their own trend is taken out. Where at most 900 windows
+            are those of a random walk, half of them are also turned upside down: it may as
+            well fall as rise. They are where their level is their last value, no linear
+            forecast by the past is better than the level by 10 %, by cross-validation, and
+            there are no covariates. ``0`` for neither, as always with likelihoods that have no
+            location and scale.
         patch_length
             Number of time steps that share one latent state. A long window then has few
             states, which makes training and forecasts faster and reaches further into the
@@ -288,14 +294,15 @@ class DDSSMModel(LatentMethods):
             ``transition_order`` and :meth:`infer_latents` then count patches in place of
             time steps. With ``1`` each step has a state, as the study of the dynamics
             themselves wants. ``None`` means ``1`` for windows of fewer than 36 steps, and
-            about 24 patches for longer ones, of about three steps or more: of such a length
-            that they divide the output chunk evenly, and none longer than either chunk.
+            patches of about 1/24 of the window, or three steps, for longer ones: of such a
+            length that they divide the output chunk evenly, and none longer than either
+            chunk.
         likelihood
             The density of an observation given the state: any of darts' torch
             :meth:`likelihoods <darts.utils.likelihood_models.torch.TorchLikelihood>`
             with a density, so not ``QuantileRegression``. ``None`` for
             ``GaussianLikelihood()``. Counts and other values that are not negative may have
-            any unit: of their density the networks say mean and spread in normalised units.
+            any unit: the networks output mean and spread in normalised units.
         use_static_covariates
             Whether to use the static covariates of the target `series`, if there are
             any when the model is fitted.
@@ -305,7 +312,8 @@ class DDSSMModel(LatentMethods):
             the range of the training set and serves series of different scale.
             :meth:`log_likelihood` is then that of what follows the first input chunk, and
             :meth:`simulate`, which would have no scale, is refused. It needs a likelihood
-            of values that have a unit, so none of shares. ``None`` switches it on where the
+            of values that have a unit: not the Beta, Bernoulli, Dirichlet or continuous
+            Bernoulli one. ``None`` switches it on where the
             training series drift or differ in scale, that is, where in their last third the
             input chunk's mean and spread predict the output chunk better than those of all
             that was known before. A season that is found is left out of this
@@ -337,7 +345,8 @@ class DDSSMModel(LatentMethods):
             `TiDEModel <https://unit8co.github.io/darts/generated_api/darts.models.forecasting.tide_model.html>`__,
             except that
 
-            - ``loss_fn`` has no effect: the loss is the negative ELBO;
+            - ``loss_fn`` has no effect: the loss is the negative ELBO and that of
+              forecasts, see ``overshooting_weight``;
             - without ``optimizer_cls``, ``optimizer_kwargs`` and ``lr_scheduler_cls`` the
               optimiser is SOAP [2]_. Its learning rate rises in the first tenth of the
               training, to 0.002 for few training windows and up to 0.005 for more than 600,
@@ -379,8 +388,8 @@ class DDSSMModel(LatentMethods):
         - ``gridsearch()`` compares forecasts of ``num_samples=100`` samples with a fixed
           seed, where darts draws one sample.
         - ``to_onnx()`` is an error: darts' ONNX runner takes graphs without randomness.
-        - ``roll_size`` and ``mc_dropout`` have no effect in ``predict()``: nothing is fed
-          back and there is no dropout.
+        - ``roll_size`` and ``mc_dropout`` have no effect in ``predict()``: a path goes on
+          by whole output chunks, and there is no dropout.
         - To load a saved model in a new process, ``import darts_ddssm`` first. darts' safe
           loader otherwise says that ``darts_ddssm.model.DDSSMModel`` is not allow-listed.
 
@@ -659,14 +668,15 @@ class DDSSMModel(LatentMethods):
             # what a fitted transition sees stays, and one of some order sees its last steps
             may_see_lags = is_new and self.model_params["transition_order"] is None
             may_see_lags &= any(part is not None for part in inputs)
-            if length_is_open or None in levels or may_see_lags:
+            may_augment = self.model_params["trend_augmentation"] != 0
+            if length_is_open or None in levels or may_see_lags or may_augment:
                 errors = self._forecast_errors(train_dataset, *scales)
             noise = self._input_noise(errors, train_dataset)
             covariate_noise = self._covariate_noise(errors)
             if may_see_lags:
                 sees_lags = self._sees_lags(errors)
             *_, local_pattern = scales
-            augmentation = self._augmentation(train_dataset, local_pattern)
+            augmentation = self._augmentation(train_dataset, local_pattern, errors)
             if length_is_open:
                 has_season = bool(local_pattern and local_pattern.season_length)
                 epochs = self._automatic_n_epochs(train_dataset, errors, has_season)
@@ -830,7 +840,10 @@ class DDSSMModel(LatentMethods):
         return found
 
     def _augmentation(
-        self, dataset: TorchTrainingDataset, local_pattern: LocalPattern | None
+        self,
+        dataset: TorchTrainingDataset,
+        local_pattern: LocalPattern | None,
+        errors: ForecastErrors | None,
     ) -> tuple[float, bool]:
         """`trend_augmentation`, or what is chosen, and whether windows are turned over."""
         own, num_windows = self.model_params["trend_augmentation"], len(dataset)
@@ -844,9 +857,10 @@ class DDSSMModel(LatentMethods):
             return 0.0, False
         sample = dataset[0]
         inputs = sample.past_covariates, sample.future_covariates, sample.static_covariates
+        ends_at_level = local_pattern.level_steps == 1 and local_pattern.season_length == 0
         reflects = automatic_reflection(
             num_windows,
-            local_pattern.level_steps == 1 and local_pattern.season_length == 0,
+            ends_at_level and may_be_walk(errors),
             any(part is not None for part in inputs),
         )
         if own is not None:
@@ -932,10 +946,17 @@ class DDSSMModel(LatentMethods):
                     check_future_covariates(series, future_covariates, length)
                 # to the end of the last patch, as far as they are known
                 whole = -(-length // self._patch_length) * self._patch_length
-                future_covariates = [
-                    known_until(covariates, one, length, whole)
-                    for covariates, one in zip(future_covariates, series, strict=True)
-                ]
+                if bounds is None:
+                    future_covariates = [
+                        known_until(covariates, one, length, whole)
+                        for covariates, one in zip(future_covariates, series, strict=True)
+                    ]
+                else:
+                    # darts has looked where they must reach, which is before their end
+                    future_covariates = [
+                        prolonged(covariates, whole - length)
+                        for covariates in future_covariates
+                    ]
                 length = whole
         return SequentialTorchInferenceDataset(
             series=series,

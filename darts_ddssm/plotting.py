@@ -240,8 +240,9 @@ def plot_density(
 ) -> Axes:
     """Draw a forecast as density over time.
 
-    A fan of quantiles is one hill at every step. Here the colour at a time and value is
-    the share of samples there, so that several modes are seen.
+    A fan of quantiles is one hill at every step. Here the colour shows the density of the
+    samples, so that several modes are seen. It is the square root of the density over the
+    greatest one of the same step: do not compare colours between steps.
 
     Parameters
     ----------

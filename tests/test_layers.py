@@ -1,7 +1,7 @@
 """
-The floors of the package: imports run downward only, without circles.
+The layers of the package: imports run downward only, without circles.
 
-The floors are the folders ``ssm``, ``series``, ``training`` and ``estimator``, from the
+The layers are the folders ``ssm``, ``series``, ``training`` and ``estimator``, from the
 bottom up. What users import stands on top of them: the files and the other folders.
 """
 
@@ -14,11 +14,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "darts_ddssm"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FLOORS = ("ssm", "series", "training", "estimator")
+LAYERS = ("ssm", "series", "training", "estimator")
 # checks of arguments, which stand on nothing
 GROUND = "darts_ddssm.validation"
 
-# What a floor may import beside torch and itself. The module of the trainer is darts'.
+# What a layer may import beside torch and itself. The module of the trainer is darts'.
 FOREIGN = {"ssm": (), "series": ("darts",)}
 FRAMEWORKS = ("darts", "lightning", "pytorch_lightning", "sktime", "skpro", "pandas")
 
@@ -60,10 +60,10 @@ def module_of(file: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-def floor_of(file: Path) -> int:
-    """Number of the floor of a file; the top has the highest."""
+def layer_of(file: Path) -> int:
+    """Number of the layer of a file; the top has the highest."""
     room = file.relative_to(PACKAGE).parts[0]
-    return FLOORS.index(room) if room in FLOORS else len(FLOORS)
+    return LAYERS.index(room) if room in LAYERS else len(LAYERS)
 
 
 MODULES = {module_of(file): file for file in FILES}
@@ -79,11 +79,11 @@ def own_imports(file: Path) -> set[str]:
     return found - {"", module_of(file)}
 
 
-def test_each_folder_below_the_top_is_a_floor_or_known():
+def test_each_folder_below_the_top_is_a_layer_or_known():
     folders = {
         file.relative_to(PACKAGE).parts[0] for file in FILES if file.parent != PACKAGE
     }
-    assert folders == {*FLOORS, "datasets", "sktime"}
+    assert folders == {*LAYERS, "datasets", "sktime"}
 
 
 def test_imports_are_found():
@@ -113,7 +113,7 @@ def test_imports_run_downward(file):
     above = {
         name
         for name in own_imports(file) - {GROUND}
-        if floor_of(MODULES[name]) > floor_of(file)
+        if layer_of(MODULES[name]) > layer_of(file)
     }
     assert not above
 
@@ -128,9 +128,9 @@ def test_the_ground_stands_on_nothing():
     assert not own_imports(MODULES[GROUND])
 
 
-@each([file for file in FILES if floor_of(file) < 2])
-def test_low_floors_know_no_framework(file):
-    allowed = FOREIGN[FLOORS[floor_of(file)]]
+@each([file for file in FILES if layer_of(file) < 2])
+def test_low_layers_know_no_framework(file):
+    allowed = FOREIGN[LAYERS[layer_of(file)]]
     foreign = [name for name in imported(file) if lies_in(name, *FRAMEWORKS)]
     assert not [name for name in foreign if not lies_in(name, *allowed)]
 
@@ -140,7 +140,7 @@ def test_the_extra_is_not_imported(file):
     assert not [name for name in imported(file) if lies_in(name, "sktime", "skpro")]
 
 
-@each([file for file in FILES if floor_of(file) < 3])
+@each([file for file in FILES if layer_of(file) < 3])
 def test_random_numbers_come_from_torch_alone(file):
     # darts isolates the state of torch's global generator, and of no other
     names = imported(file)

@@ -11,8 +11,8 @@ function                   what a model must learn
 `bimodal_random_walk`      a transition with two modes, which no Gaussian can represent
 `switching_signs`          16 modes in four latent dimensions, seen through a nonlinear
                            map to eight components
-`linear_gaussian`          nothing that a Kalman filter could not: the exact forecast,
-                           likelihood and posterior are known
+`linear_gaussian`          a linear Gaussian system, whose exact forecast, likelihood and
+                           posterior the Kalman filter gives
 =========================  ===========================================================
 
 Letters: N series, T steps, C observed components, D state components, S samples.

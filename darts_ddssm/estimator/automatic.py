@@ -156,8 +156,7 @@ def automatic_reflection(num_windows: int, is_walk: bool, has_inputs: bool) -> b
     num_windows
         Windows of the training set.
     is_walk
-        Whether the level of each window is the last value of its input chunk, without a
-        season.
+        Whether the past says no more of what follows than its last value.
     has_inputs
         Whether there are covariates.
     """

@@ -87,6 +87,10 @@ FEW_WINDOWS = 100
 # times what the best one is, at least.
 LEAST_GAIN = 1.25
 
+# A series whose level is its last value is a walk where a linear forecast under the best
+# penalty is better than under the highest one, that is by the level, by less than this.
+MAX_GAIN_OF_WALK = 1.1
+
 # A linear forecast needs no penalty where the lowest one costs no more than this, in the
 # logarithm of the error.
 MAX_LOSS_WITHOUT_PENALTY = 0.05
@@ -337,6 +341,23 @@ def is_predictable(errors: ForecastErrors | None) -> bool:
         return True
     least = errors.linear.min().minimum(errors.neighbours).minimum(errors.joint.min())
     return bool(errors.linear[-1] - least >= math.log(LEAST_GAIN))
+
+
+def may_be_walk(errors: ForecastErrors | None) -> bool:
+    """Tell whether the past says next to nothing of what follows but its level.
+
+    Not where that is unknown. A season that an input chunk holds once is no walk, though
+    the last value is its level: what is before it tells where in the season it is.
+
+    Parameters
+    ----------
+    errors
+        Result of :func:`forecast_errors`.
+    """
+    if errors is None:
+        return False
+    gain = errors.linear[-1] - errors.linear.min()
+    return bool(gain < math.log(MAX_GAIN_OF_WALK))
 
 
 def each_step_tells(errors: ForecastErrors | None) -> bool:

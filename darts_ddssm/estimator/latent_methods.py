@@ -81,8 +81,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         """Draw the latent states behind a series.
 
         Smoothing: each sample is one joint path of the states given the whole series.
-        With ``filtering=True``, each state is drawn by itself as a forecast from its step
-        draws it, and the samples are no joint paths.
+        With ``filtering=True``, each state is drawn independently, given the input chunk
+        that ends at its step, and the samples are no joint paths.
 
         States have no units and no order, and another training bends them. Compare them
         with known quantities through a regression, with each other within one model.
@@ -191,7 +191,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         Use it to choose between models, on series that none of them was fitted to, and to
         find anomalies: the value of an unusual series is low. Densities are those of the
         data in its own units, so that a change of units by a factor shifts all values by
-        its logarithm.
+        its logarithm. Models can be compared that have the same ``input_chunk_length`` and
+        ``use_reversible_instance_norm``, see below; a fitted model says what it has chosen.
 
         It is an importance-weighted estimate [1]_ over ``num_samples`` paths: of the
         posterior for a complete series of one or two training windows, and of a particle

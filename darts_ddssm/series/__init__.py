@@ -9,7 +9,7 @@ from the inside out:
 - ``batches``: from darts' batches to windows;
 - ``masking``: hiding values at random, so that the encoder learns what a gap is;
 - ``model``: :class:`SeriesModel`, which has the ELBO, forecasts and draws;
-- ``forecast_loss``: the CRPS of forecasts of several steps;
+- ``forecast_loss``: the CRPS of forecasts, a part of the training loss;
 - ``inference``: what else can be asked of the model: smoothing, filtering, likelihood,
   imputation, simulation, draws of the transition.
 """

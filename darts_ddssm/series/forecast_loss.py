@@ -1,14 +1,15 @@
 r"""
-The loss of forecasts of several steps, in training and in validation: their CRPS.
+The loss of forecasts, in training and in validation: their CRPS.
 
-The ELBO trains each step of the transition given the step before. Errors that hardly
-matter there add up over a horizon. And where one step of the past says nearly all about
-the next, the ELBO hardly asks what an earlier one says. Windows are therefore also
-forecast as a user would, from the input chunk alone, and the forecast is compared with
-the output chunk: overshooting, after [1]_, with a proper score in place of a KL.
+The ELBO trains each step of the transition given the step before, by states that have
+seen the whole window. Errors that hardly matter there add up over a horizon. And where one
+step of the past says nearly all about the next, the ELBO hardly asks what an earlier one
+says. Windows are therefore also forecast as a user would, from the input chunk alone, and
+the forecast is compared with the output chunk: overshooting, after [1]_, with a proper
+score in place of a KL.
 
-In validation the same score tells which epoch is the best: forecasts of several steps may
-long have become worse while the ELBO, one step at a time, is still improving.
+In validation the same score tells which epoch is the best: forecasts may long have become
+worse while the ELBO, one step at a time, is still improving.
 
 .. math::
     \mathrm{CRPS} = E |X - y| - \tfrac{1}{2} E |X - X'|

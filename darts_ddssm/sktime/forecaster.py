@@ -51,7 +51,9 @@ class DDSSMForecaster(BaseForecaster):
     """A Diffusion-Driven State Space Model (DDSSM) for sktime.
 
     The same model as :class:`darts_ddssm.DDSSMModel`: a state-space model whose latent
-    transition is a diffusion model [1]_, which forecasts by joint sample paths.
+    transition is a diffusion model [1]_, which forecasts by joint sample paths. Past and
+    static covariates, encoders and a validation set are darts' alone. The index of the
+    data is a range, periods, or dates of a regular frequency.
 
     - ``predict_proba`` returns all ``num_samples`` paths as skpro's ``Empirical``: its
       ``spl`` holds them, and with ``marginal=False`` its ``sample`` draws whole paths.
@@ -116,7 +118,8 @@ class DDSSMForecaster(BaseForecaster):
         some of these windows upside down too. ``0`` for neither.
     patch_length
         Number of time steps that share one latent state. ``None`` for 1 in windows of
-        fewer than 36 steps, and for about 24 states in longer ones.
+        fewer than 36 steps, and for about 1/24 of longer ones, at least three steps, but no
+        more than the output chunk has.
     likelihood
         The density of an observation given the state, one of darts' torch likelihoods.
         ``None`` for ``GaussianLikelihood()``.
@@ -126,9 +129,9 @@ class DDSSMForecaster(BaseForecaster):
     batch_size
         Number of windows in a training batch.
     n_epochs
-        Number of passes through the training windows. ``None`` for as many as make about
-        400 updates, more for many windows, unless ``pl_trainer_kwargs`` has
-        ``max_steps``.
+        Number of passes through the training windows. ``None`` for as many as make
+        between 200 and 3,500 updates, one epoch at least, by the training set, unless
+        ``pl_trainer_kwargs`` has ``max_steps``.
     optimizer_cls, optimizer_kwargs
         Class and arguments of the optimiser. ``None`` for the model's own.
     lr_scheduler_cls, lr_scheduler_kwargs

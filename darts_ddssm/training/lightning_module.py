@@ -124,7 +124,7 @@ class _DDSSMModule(PLForecastingModule):
     peak_kl_weight
         Weight of the KL midway in training.
     overshooting_weight
-        Weight of the loss of forecasts of several steps.
+        Weight of the loss of forecasts.
     gap_augmentation
         Share of the windows of a training batch of which a copy with randomly masked
         values is added. From these copies the encoder alone learns, which is else lost
@@ -482,13 +482,8 @@ class _DDSSMModule(PLForecastingModule):
 
     @property
     def _has_forecast_loss(self) -> bool:
-        """Whether forecasts of several steps count in training and in validation."""
-        # the ELBO trains a forecast of one step
-        return (
-            self.overshooting_weight > 0
-            and self.output_chunk_length + self.output_chunk_shift > 1
-            and family_of(self.likelihood).reparametrised
-        )
+        """Whether forecasts count in training and in validation."""
+        return self.overshooting_weight > 0 and family_of(self.likelihood).reparametrised
 
     def _training_loss(
         self, window: Window, observed: Tensor | None = None
@@ -496,7 +491,7 @@ class _DDSSMModule(PLForecastingModule):
         """Return the training loss of windows, and the part of it that is logged.
 
         The latter is the negative ELBO, with the weight that the KL has by now. In time
-        the loss of forecasts of several steps is added to it.
+        the loss of forecasts is added to it.
         """
         forecast_weight = 0.0
         if self._has_forecast_loss and self.share_done >= FORECAST_LOSS_START:

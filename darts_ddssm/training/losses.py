@@ -55,7 +55,7 @@ def training_loss(
     kl_weight
         Weight of the KL in the negative ELBO.
     forecast_weight
-        Weight of the loss of forecasts of several steps, which take no time where it is 0.
+        Weight of the loss of forecasts, which take no time where it is 0.
     gap_augmentation
         Share of the windows of which a copy with randomly masked values is added, from
         which the encoder alone learns.
@@ -130,7 +130,7 @@ def validation_score(
     window
         Windows of the validation set, B of I + G + n steps.
     has_forecast_loss
-        Whether forecasts of several steps are trained.
+        Whether forecasts are trained.
     """
     normalised = model.normalise(window)
     posterior = model.posterior(normalised)

@@ -26,7 +26,7 @@ KL_WEIGHT_SHARES = (0.2, 0.4, 0.5, 0.7, 0.9)
 # and after that share there is none.
 INPUT_NOISE_START, INPUT_NOISE_END = 0.2, 0.8
 
-# Share of the training after which forecasts of several steps are trained too.
+# Share of the training after which forecasts are trained too.
 FORECAST_LOSS_START = 0.3
 
 # From then on they are trained in one of so many updates, with a weight to match.

@@ -649,13 +649,18 @@ def test_a_gap_is_filled_by_the_season(tiny):
 
 
 def test_a_walk_may_as_well_fall_as_rise(tiny, caplog):
-    """It says so, and not where a window has a season, an input, or no level of its own."""
+    """It says so, and not where a window has an input, no level of its own, or a season.
+
+    Be it one that the input chunk holds but once.
+    """
     say_once.cache_clear()
     walks = random_walk()
     assert tiny(n_epochs=1).fit(walks).model.reflects
     assert "turns half of its training windows upside down, since" in caplog.text
     assert not tiny(n_epochs=1).fit(growing_seasons()).model.reflects
     assert not tiny(n_epochs=1).fit(noisy_sine()).model.reflects
+    once = tiny(n_epochs=1, output_chunk_length=1).fit(walks * 0.3 + noisy_sine(120) * 3)
+    assert once.model.local_pattern == LocalPattern(1) and not once.model.reflects
     inputs = TimeSeries.from_values(noisy_sine(120).values())
     assert not tiny(n_epochs=1).fit(walks, future_covariates=inputs).model.reflects
     assert not tiny(n_epochs=1, trend_augmentation=0).fit(walks).model.reflects

@@ -73,11 +73,14 @@ def test_past_covariates_need_not_outlast_the_series(patched):
     assert model.predict(17, num_samples=2).n_timesteps == 17
 
 
-def test_historical_forecasts_are_those_of_predict(patched):
+@pytest.mark.parametrize("covariates", [{}, {"future_covariates": covariate(80, 2)}])
+def test_historical_forecasts_are_those_of_predict(patched, covariates):
+    """Where future covariates end with the series, too."""
     series = noisy_sine()
-    model = patched().fit(series)
+    model = patched().fit(series, **covariates)
     (last,) = model.historical_forecasts(
         series,
+        **covariates,
         start=-6,
         start_format="position",
         retrain=False,
@@ -86,7 +89,25 @@ def test_historical_forecasts_are_those_of_predict(patched):
         random_state=1,
         last_points_only=False,
     )
-    assert same(last, model.predict(6, series[:-6], num_samples=3, random_state=1))
+    expected = model.predict(6, series[:-6], **covariates, num_samples=3, random_state=1)
+    assert same(last, expected)
+
+
+def test_a_backtest_takes_future_covariates_that_end_with_the_series(patched):
+    """The last one starts where they cover an output chunk, not a patch more."""
+    series, known = noisy_sine(), covariate(80, 2)
+    model = patched().fit(series, future_covariates=known)
+    forecasts = model.historical_forecasts(
+        series,
+        future_covariates=known,
+        start=-9,
+        start_format="position",
+        retrain=False,
+        forecast_horizon=5,
+        last_points_only=False,
+    )
+    assert [one.start_time() for one in forecasts] == list(series.time_index[-9:-5])
+    assert all(np.isfinite(one.values()).all() for one in forecasts)
 
 
 def test_the_end_of_a_series_counts(patched):
