@@ -29,6 +29,7 @@ from darts.utils.likelihood_models.torch import (
 from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import move_data_to_device
+from torch.utils.data import DataLoader
 
 from darts_ddssm.estimator.automatic import (
     automatic_latent_dim,
@@ -59,6 +60,7 @@ from darts_ddssm.estimator.data_checks import (
     check_trained,
     check_training_set,
     check_weights,
+    training_series,
     window_length,
 )
 from darts_ddssm.estimator.distillation import drop_sampler
@@ -138,6 +140,15 @@ def _described(local_pattern: LocalPattern) -> str:
         return level
     part = "" if local_pattern.trend_share == 1 else f"{local_pattern.trend_share:.0%} of "
     return f"{level}, with {part}the trend of its {last(2 * local_pattern.trend_values)}"
+
+
+def _num_batches(trainer: Trainer, loader: DataLoader) -> int:
+    """Number of batches that each process of a trainer has in an epoch, at least one."""
+    number = math.ceil(len(loader) / trainer.world_size)
+    limit = trainer.limit_train_batches
+    # a number of them, or a share
+    number = min(number, limit) if isinstance(limit, int) else int(limit * number)
+    return max(number, 1)
 
 
 class DDSSMModel(LatentMethods):
@@ -316,8 +327,9 @@ class DDSSMModel(LatentMethods):
             Bernoulli one. ``None`` switches it on where the
             training series drift or differ in scale, that is, where in their last third the
             input chunk's mean and spread predict the output chunk better than those of all
-            that was known before. A season that is found is left out of this
-            comparison. A chunk that hardly varies is divided by what the narrowest
+            that was known before, or, in many windows of series that keep returning to
+            their mean, better than a linear forecast by the chunk's level. A season that is
+            found is left out of this comparison. A chunk that hardly varies is divided by what the narrowest
             chunks of the training set that do vary have. The mean is that of those last
             steps of the chunk that predict the output chunk best: of one for a random
             walk, of a season where there are season and trend, of all steps where none
@@ -599,12 +611,13 @@ class DDSSMModel(LatentMethods):
         verbose: bool | None = None,
         epochs: int | None = None,
     ) -> Trainer:
-        # a trainer that only forecasts takes any number
+        # a trainer that only forecasts takes any number, and where the length of a training
+        # is left open, it is set later
         return super()._setup_trainer(trainer, model, verbose, epochs or 1)
 
     def _sizes(self, dataset: TorchTrainingDataset) -> tuple[int, int, int]:
         """Return the numbers of windows, observed steps and series of a training set."""
-        num_windows, series = len(dataset), getattr(dataset, "series", None)
+        num_windows, series = len(dataset), training_series(dataset)
         if not series:
             # windows of one series start a step apart
             return num_windows, num_windows, 1
@@ -614,17 +627,20 @@ class DDSSMModel(LatentMethods):
     def _automatic_n_epochs(
         self,
         dataset: TorchTrainingDataset,
+        trainer: Trainer,
+        num_batches: int,
         errors: ForecastErrors | None,
         season_is_known: bool,
     ) -> int:
-        """Number of epochs of a training whose length the user leaves open."""
-        if self.trainer_params.get("max_steps", -1) >= 0:
+        """Number of epochs, of so many batches, of a training whose length is left open."""
+        if trainer.max_steps >= 0:
             return NO_LIMIT
         sizes = self._sizes(dataset)
         counts, predictable = each_step_tells(errors), is_predictable(errors)
         wanted = automatic_num_updates(*sizes, counts, predictable, season_is_known)
-        number = automatic_n_epochs(wanted, len(dataset), self.batch_size)
-        num_updates = number * math.ceil(len(dataset) / self.batch_size)
+        per_update = trainer.accumulate_grad_batches
+        number = automatic_n_epochs(wanted, num_batches, per_update)
+        num_updates = number * math.ceil(num_batches / per_update)
         reason = ""
         if wanted < automatic_num_updates(*sizes, True, True, season_is_known):
             reason = ", since the past says little of what follows"
@@ -653,6 +669,9 @@ class DDSSMModel(LatentMethods):
         scales: tuple[TrainingScales, InstanceFloor, LocalPattern | None] | None = None
         noise, covariate_noise, sees_lags = 0.0, 0.0, False
         augmentation, is_new = (0.0, False), self.model is None
+        errors, has_season = None, False
+        # a trainer of the user's has its own length
+        length_is_open = trainer is None and epochs == 0 and self.n_epochs is None
         # darts refuses an empty dataset
         if len(train_dataset) > 0:
             if self.model is None:
@@ -661,7 +680,6 @@ class DDSSMModel(LatentMethods):
                 # where the windows are that are normalised by them
                 scales = move_data_to_device(self.model.all_scales, "cpu")
                 self._warn_of_other_scale(train_dataset, *scales)
-            errors, length_is_open = None, epochs == 0 and self.n_epochs is None
             levels = [self.model_params[f"{x}_noise"] for x in ("input", "covariate")]
             sample = train_dataset[0]
             inputs = sample.past_covariates, sample.future_covariates
@@ -677,10 +695,8 @@ class DDSSMModel(LatentMethods):
                 sees_lags = self._sees_lags(errors)
             *_, local_pattern = scales
             augmentation = self._augmentation(train_dataset, local_pattern, errors)
-            if length_is_open:
-                has_season = bool(local_pattern and local_pattern.season_length)
-                epochs = self._automatic_n_epochs(train_dataset, errors, has_season)
-        series = getattr(train_dataset, "series", None)
+            has_season = bool(local_pattern and local_pattern.season_length)
+        series = training_series(train_dataset)
         if series and (is_new or self._example is None):
             # now, since darts saves the model without its weights in the following call
             first = series[0][:1]
@@ -688,6 +704,12 @@ class DDSSMModel(LatentMethods):
         params = super()._setup_for_train(
             train_dataset, val_dataset, trainer, verbose, epochs, *args, **kwargs
         )
+        if length_is_open:
+            trainer = params["trainer"]
+            num_batches = _num_batches(trainer, params["datamodule"].train_dataloader())
+            trainer.fit_loop.max_epochs = self._automatic_n_epochs(
+                train_dataset, trainer, num_batches, errors, has_season
+            )
         module = params["model"]
         module.peak_learning_rate = automatic_learning_rate(len(train_dataset))
         module.input_noise = noise
@@ -721,7 +743,7 @@ class DDSSMModel(LatentMethods):
         The last value is ``None`` where no window is normalised by its input chunk. Else it
         says which last values of the chunk tell its level, its trend and its season.
         """
-        series = getattr(dataset, "series", [])
+        series = training_series(dataset)
         scales = training_scales(dataset, self.input_chunk_length)
         own = self.model_params["use_reversible_instance_norm"]
 
@@ -785,10 +807,10 @@ class DDSSMModel(LatentMethods):
         local_pattern: LocalPattern | None,
     ) -> ForecastErrors | None:
         """Errors of simple forecasts of the training set, by which it is trained."""
-        series, covariates = getattr(dataset, "series", []), None
+        series, covariates = training_series(dataset), None
         past = getattr(dataset, "past_covariates", None)
         future = getattr(dataset, "future_covariates", None)
-        if past is not None or future is not None:
+        if series and (past is not None or future is not None):
             covariates = TrainingCovariates(
                 series, past, future, scales.past, scales.future, *self._chunk_lengths
             )

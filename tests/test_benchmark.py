@@ -539,6 +539,17 @@ def test_gift_report_takes_results_of_the_benchmark_or_none(run, modules, gift_f
     assert "| seasonal_naive | 1.000 | 1.000 | 1.000 |" in text
 
 
+def test_gift_report_says_how_far_seeds_are_apart(modules, tmp_path):
+    scores = {"wql": [0.02, 0.03, 0.04], "mase": [0.5, 0.7, 0.6], "coverage_80": 0.8}
+    frame = pd.DataFrame({"setting": "births_d", "method": "DDSSM", **scores})
+    summary = modules["gift"].summary
+    text = summary(frame, tmp_path, None)
+    # of what does not differ there is none
+    assert "| births_d, DDSSM | 0.0300 (0.0100) | 0.600 (0.100) | 0.800 | 3 |" in text
+    alone = summary(frame[:1], tmp_path, None)
+    assert "| births_d, DDSSM | 0.0200 | 0.500 | 0.800 | 1 |" in alone
+
+
 def test_no_report_is_written_of_a_budget_without_results(run, modules, tmp_path, capsys):
     store = modules["cells"].Store(tmp_path / "results" / "simulated.csv")
     store.add(modules["cells"].Cell("bimodal walk", "DDSSM", 0, 150.0), {"crps": 2.0})

@@ -117,17 +117,17 @@ def automatic_num_updates(
     return 100 * round(updates / 100)
 
 
-def automatic_n_epochs(num_updates: int, num_windows: int, batch_size: int) -> int:
+def automatic_n_epochs(num_updates: int, num_batches: int, per_update: int) -> int:
     """Return the number of epochs that make about so many updates, at least one.
 
     Parameters
     ----------
-    num_updates, num_windows
-        Updates of the training and windows of the training set.
-    batch_size
-        Number of windows of an update.
+    num_updates, num_batches
+        Updates of the training and batches of an epoch.
+    per_update
+        Number of batches of an update. The last update of an epoch may have fewer.
     """
-    return max(round(num_updates / math.ceil(num_windows / batch_size)), 1)
+    return max(round(num_updates / math.ceil(num_batches / per_update)), 1)
 
 
 def automatic_trend_augmentation(num_windows: int, share_left: float) -> float:

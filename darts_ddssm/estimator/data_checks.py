@@ -11,7 +11,7 @@ import torch
 from darts import TimeSeries
 from darts.logging import raise_log
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
-from darts.utils.data import TorchTrainingDataset
+from darts.utils.data import ShiftedTorchTrainingDataset, TorchTrainingDataset
 from darts.utils.ts_utils import series2seq
 
 from darts_ddssm.series.likelihoods import in_support
@@ -165,13 +165,23 @@ def check_training_set(
         "input_chunk_length": len(sample.past_target),
         "output_chunk_length": len(sample.future_target),
     }
-    # of darts' datasets, from the start of the input chunk
-    shift = getattr(dataset, "shift", None)
-    if shift is not None:
-        found["output_chunk_shift"] = shift - found["input_chunk_length"]
+    if isinstance(dataset, ShiftedTorchTrainingDataset):
+        # from the start of the input chunk
+        found["output_chunk_shift"] = dataset.shift - found["input_chunk_length"]
     for length, got in found.items():
         own = getattr(model, length)
         check(got == own, f"`{name}` must have the model's `{length}`, {own}, got {got}.")
+
+
+def training_series(dataset: TorchTrainingDataset) -> Sequence[TimeSeries]:
+    """Return the series that a training dataset cuts into windows, none where unknown.
+
+    Only darts' own datasets are asked: what is called ``series`` in a dataset of the user's
+    may be anything.
+    """
+    if isinstance(dataset, ShiftedTorchTrainingDataset):
+        return dataset.series
+    return []
 
 
 def check_future_covariates(
@@ -226,7 +236,10 @@ def _check_static_covariates(
 ) -> None:
     """Refuse series of which some have static covariates and others have not."""
     has_some = [one.has_static_covariates for one in series]
-    if model.considers_static_covariates and any(has_some) and not all(has_some):
+    # what it uses is known by its first training
+    is_fitted = model._fit_called
+    uses = model.uses_static_covariates if is_fitted else model.considers_static_covariates
+    if uses and any(has_some) and not all(has_some):
         raise_log(
             ValueError(
                 "`series` must have static covariates, all or none of them, got none (at "

@@ -87,8 +87,10 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         States have no units and no order, and another training bends them. Compare them
         with known quantities through a regression, with each other within one model.
 
-        With ``use_reversible_instance_norm``, a long series is cut into overlapping windows
-        of the length of a training window, and samples are joint paths within each.
+        With ``use_reversible_instance_norm``, or a covariate that rises or falls as time
+        goes on, which is seen relative to an input chunk, a long series is cut into
+        overlapping windows of the length of a training window, and samples are joint paths
+        within each.
 
         In a gap of the series, paths follow the learned dynamics, and those that meet the
         observations after it are kept [1]_. Where several ways lead through a gap, they
@@ -210,7 +212,9 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         With ``use_reversible_instance_norm``, the first values of a window set its scale
         and have no density. The log-density is then that of all that follows the first
         input chunk, given the chunk. It is by the particle filter, in stretches of an
-        output chunk, each in the scale of the input chunk before it.
+        output chunk, each in the scale of the input chunk before it. With a covariate that
+        rises or falls as time goes on, too, each of the stretches that follow a first
+        window is given the input chunk before it alone.
 
         Parameters
         ----------
@@ -292,12 +296,14 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         suits = np.array([is_as_in_training(self, sample) for sample in samples])
         suits &= not self.model.has_instance_scale
         totals = np.empty(len(samples))
-        for question, places in ((LogLikelihood, suits), (PredictiveLogDensities, ~suits)):
-            if places.any():
-                asked = [samples[i] for i in places.nonzero()[0]]
-                found = ask_predicted(self, question, asked, every, *how)
-                # () or (1, M) -> ()
-                totals[places] = [x.sum() for x in found]
+        if suits.any():
+            asked = [samples[i] for i in suits.nonzero()[0]]
+            totals[suits] = ask(self, LogLikelihood, asked, *how)
+        if not suits.all():
+            asked = [samples[i] for i in (~suits).nonzero()[0]]
+            found = ask_predicted(self, PredictiveLogDensities, asked, every, *how)
+            # (1, M) -> ()
+            totals[~suits] = [x.sum() for x in found]
         targets = [one.past_target for one in samples]
         predicted = [x[first_predicted(self, len(x)) :] for x in targets]
         means = (totals / [np.count_nonzero(~np.isnan(x)) for x in predicted]).tolist()
@@ -493,7 +499,9 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
     ) -> TimeSeries:
         """Draw series from scratch, from the first state on.
 
-        They start as training windows do, which may be anywhere in a season.
+        They start as training windows do, which may be anywhere in a season. A covariate
+        that rises or falls as time goes on is seen relative to the first input chunk, and
+        has hardly an effect beyond the length of a training window.
 
         Parameters
         ----------

@@ -132,6 +132,15 @@ def ask_filtered(
     return [z.swapaxes(0, 1) for z in np.split(np.stack(states), ends)]
 
 
+def is_by_window(model: MixedCovariatesTorchModel) -> bool:
+    """Tell whether a long series is cut into windows.
+
+    That is where each window has its own scale, or a covariate is relative to the input
+    chunk, from which it drifts away.
+    """
+    return bool(model.model.has_instance_scale or model.model.local_covariates)
+
+
 class Span(NamedTuple):
     """A part of a series that is asked about, and which of its answers count.
 
@@ -158,7 +167,7 @@ def ask_by_window(
     batch_size: int | None,
     verbose: bool | None,
 ) -> list[np.ndarray]:
-    """Ask about whole series, or window by window where each window has its own scale.
+    """Ask about whole series, or window by window, see :func:`is_by_window`.
 
     The windows overlap by half. Each step has its answer from the window in whose middle
     it is, and the steps of a gap have theirs from one window, which is longer where the gap
@@ -209,17 +218,19 @@ def _counting(answer: np.ndarray, span: Span, every: int) -> np.ndarray:
 def _windows(model: MixedCovariatesTorchModel, missing: np.ndarray) -> list[Span]:
     """Return the windows of a series whose values (T, C) are missing, or are not.
 
-    Where windows have no scale of their own, the series is one window.
+    Where it is not cut, see :func:`is_by_window`, the series is one window.
     """
     num_steps, length = len(missing), window_length(model)
-    if not model.model.has_instance_scale or num_steps <= length:
+    if not is_by_window(model) or num_steps <= length:
         return [Span(0, num_steps, 0, num_steps)]
     patch = model.model.patch_length
     # whole patches, so that those of all windows coincide
     margin, hop = (max(length // parts // patch, 1) * patch for parts in (4, 2))
     is_cut = _cut_gaps(missing, length)
     borders = {num_steps}
-    for border in range(num_steps - margin - hop, length - margin - 1, -hop):
+    # covariates that drift leave their range in a first window that is any longer
+    least = length - margin - (hop - 1 if model.model.local_covariates else 0)
+    for border in range(num_steps - margin - hop, least - 1, -hop):
         while border > 0 and is_cut[border]:
             border -= patch
         if border > 0:
@@ -230,7 +241,8 @@ def _windows(model: MixedCovariatesTorchModel, missing: np.ndarray) -> list[Span
         end = min(last + margin, num_steps)
         start = max(min(first - margin, end - length), 0)
         end += max(-(-(start + length - end) // patch), 0) * patch
-        start = _start_with_values(model, ~missing, start)
+        if model.model.has_instance_scale:
+            start = _start_with_values(model, ~missing, start)
         spans.append(Span(start, min(end, num_steps), first, last))
         first = last
     return spans
@@ -296,8 +308,8 @@ def ask_predicted(
 ) -> list[np.ndarray]:
     """Ask what was predicted of each step that is, see :func:`first_predicted`.
 
-    Where each window has its own scale, the series is predicted in stretches, each given
-    the input chunk before it.
+    Where a long series is cut, see :func:`is_by_window`, it is predicted in stretches, each
+    given the input chunk before it.
 
     Parameters
     ----------
@@ -305,7 +317,7 @@ def ask_predicted(
         As for :func:`ask_by_window`.
     """
     how = num_samples, batch_size, verbose
-    if not model.model.has_instance_scale:
+    if not is_by_window(model):
         return ask(model, question, samples, *how)
     spans = [_stretches(model, np.isnan(sample.past_target)) for sample in samples]
     return _ask_of_spans(model, question, samples, spans, every, *how)
@@ -317,8 +329,11 @@ def first_predicted(model: MixedCovariatesTorchModel, num_steps: int) -> int:
     Where each window has its own scale, nothing is predicted of the first input chunk,
     which sets it, nor of a patch that it ends in.
     """
-    if not model.model.has_instance_scale:
-        return 0
+    return _after_input_chunk(model, num_steps) if model.model.has_instance_scale else 0
+
+
+def _after_input_chunk(model: MixedCovariatesTorchModel, num_steps: int) -> int:
+    """Return the first step of the first patch after the first input chunk of a series."""
     patch = model.model.patch_length
     first: int = num_steps - (num_steps - model.input_chunk_length) // patch * patch
     return first
@@ -337,27 +352,34 @@ def check_is_predicted(model: MixedCovariatesTorchModel, samples: Sequence[Sampl
 
 
 def _stretches(model: MixedCovariatesTorchModel, missing: np.ndarray) -> list[Span]:
-    """Return stretches of a series that are predicted in one scale each.
+    """Return stretches of a series that are predicted one by one.
 
-    Each has the input chunk before it, or the last one before that has values.
+    Each has the input chunk before it, or the last one before that has values where the
+    scale is taken from it. Where it is not, the first chunk is predicted with the first
+    stretch.
 
     Parameters
     ----------
     model
-        A fitted model whose windows have scales of their own.
+        A fitted model that is asked by window.
     missing
         Whether values of the series are missing, (T, C).
     """
     num_steps, chunk = len(missing), model.input_chunk_length
-    patch, first = model.model.patch_length, first_predicted(model, num_steps)
+    patch, first = model.model.patch_length, _after_input_chunk(model, num_steps)
     # whole patches, so that those of all stretches are on one grid
     length = max((window_length(model) - chunk) // patch, 1) * patch
     spans = []
+    if not model.model.has_instance_scale:
+        end = min(first + length, num_steps)
+        spans.append(Span(0, end, 0, end))
+        first = end
     for start in range(first, num_steps, length):
-        end = min(start + length, num_steps)
-        # only components that have values there need a scale
-        needed = ~missing[:, ~missing[start:end].all(0)]
-        begin = _start_with_values(model, needed, start - chunk)
+        end, begin = min(start + length, num_steps), start - chunk
+        if model.model.has_instance_scale:
+            # only components that have values there need a scale
+            needed = ~missing[:, ~missing[start:end].all(0)]
+            begin = _start_with_values(model, needed, begin)
         spans.append(Span(begin, end, start, end))
     return spans
 
@@ -365,8 +387,8 @@ def _stretches(model: MixedCovariatesTorchModel, missing: np.ndarray) -> list[Sp
 def is_as_in_training(model: MixedCovariatesTorchModel, sample: Sample) -> bool:
     """Tell whether a series is of the kind that the posterior was trained on.
 
-    That is a complete one, about as long as a training window. What is missing at its end
-    does not count.
+    That is a complete one, about as long as a training window, and no longer where a
+    covariate drifts away from its input chunk. What is missing at its end does not count.
 
     Parameters
     ----------
@@ -378,7 +400,8 @@ def is_as_in_training(model: MixedCovariatesTorchModel, sample: Sample) -> bool:
     missing = np.isnan(sample.past_target)
     length = (~missing.all(1)).nonzero()[0].max(initial=-1) + 1
     shortest = window_length(model)
-    about_as_long = shortest <= length <= MAX_WINDOWS * shortest
+    longest = shortest if model.model.local_covariates else MAX_WINDOWS * shortest
+    about_as_long = shortest <= length <= longest
     return bool(about_as_long and not missing[:length].any())
 
 

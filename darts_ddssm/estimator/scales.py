@@ -5,7 +5,8 @@ Letters as in :mod:`darts_ddssm.ssm`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal, StudentT
 
 from darts_ddssm.estimator.automatic import FEW_WINDOWS
+from darts_ddssm.estimator.data_checks import training_series
 from darts_ddssm.estimator.windows import (
     NUM_WINDOWS,
     moments,
@@ -38,6 +40,18 @@ from darts_ddssm.series.scaling import (
 
 # What a scale of each window must gain to be no accident, in nats per value.
 MIN_GAIN = 0.1
+
+# More than this is no mere memory of stationary series, whose last values tell by a few
+# tenths more than the training set where they are to be found.
+CLEAR_GAIN = 1.0
+
+# Windows apart from each other that are enough to learn from where stationary series return
+# to. With fewer, those of a scale of their own are more alike.
+MANY_WINDOWS = 50
+
+# A series knows the mean that it returns to if it has crossed it so often. A random walk
+# does so a few times. Values within so many standard deviations of the mean do not count.
+MIN_CROSSINGS, NEAR_MEAN = 20, 0.5
 
 # What the last steps of a chunk must be worth to be its level: the error of forecasts by
 # their mean is at most this share of that by the mean of all steps.
@@ -192,7 +206,7 @@ def _ranges(dataset: TorchTrainingDataset, kind: str) -> _Ranges | None:
     _Ranges
         ``None`` where the dataset has no series.
     """
-    series = getattr(dataset, "series", None)
+    series = training_series(dataset)
     if not series:
         return None
     if kind == "static":
@@ -212,7 +226,8 @@ def _ranges(dataset: TorchTrainingDataset, kind: str) -> _Ranges | None:
     # (T, F) of all series
     early, late = (torch.from_numpy(np.concatenate(each)) for each in (before, after))
     lowest, highest = _extremes(early)
-    outside = (late < lowest) | (late > highest)
+    # what was unknown or constant had no range yet
+    outside = (lowest < highest) & ((late < lowest) | (late > highest))
     leaves = outside.sum(0) > MAX_SHARE_OUTSIDE * (~late.isnan()).sum(0)
     return _Ranges(*_extremes(torch.cat([early, late])), leaves)
 
@@ -553,6 +568,51 @@ def _errors_of_usual_growth(chunks: Chunks, level: LocalPattern) -> Tensor:
     return chunks.mean_of_each(((growth - usual) * spread).abs())
 
 
+class _OwnForecasts(NamedTuple):
+    """Output chunks of N windows, and what the input chunk alone says of them.
+
+    Attributes
+    ----------
+    level
+        The level of the input chunk, (N, 1, C).
+    ahead
+        The output chunk, NaN where a value is missing or the window is constant, (N, n, C).
+    log_density
+        Of the output chunk, by a Student t with level and spread of the input chunk, which
+        allows for the uncertainty of moments of a short chunk, (N, n, C).
+    has_scale
+        Whether the spread is that of the chunk, and not the least one, (N, 1, C).
+    """
+
+    level: Tensor
+    ahead: Tensor
+    log_density: Tensor
+    has_scale: Tensor
+
+
+def _own_forecasts(
+    windows: Tensor,
+    input_length: int,
+    output_length: int,
+    level: LocalPattern,
+    floor: InstanceFloor,
+) -> _OwnForecasts:
+    """Forecast output chunks of windows (T, N, C) by level and spread of their input."""
+    local = local_moments(*with_flags(windows[:input_length]), level)
+    least = floor.apply(local.mean, local.std)
+    has_scale, own_std, count = local.std >= least, least, local.num_values
+    # one value alone has no spread
+    own_std = torch.where(count > 1, own_std, torch.nan)
+    count = count.clamp(min=2)
+    own_std = own_std * ((count + 1) / (count - 1)).sqrt()
+    by_input = StudentT(count - 1, local.level, own_std, validate_args=False)
+    whole_mean, whole_std, _ = moments(windows)
+    constant = is_constant(whole_mean.abs(), whole_std)
+    # (n, N, C) -> (N, n, C)
+    ahead = torch.where(constant, torch.nan, windows[-output_length:]).transpose(0, 1)
+    return _OwnForecasts(local.level, ahead, by_input.log_prob(ahead), has_scale)
+
+
 def prefers_instance_scale(
     series: Sequence[TimeSeries],
     input_length: int,
@@ -565,10 +625,16 @@ def prefers_instance_scale(
 
     What is before the output chunks of the last third of the windows of each series is
     taken for a training set. Two predictions of these chunks are compared by likelihood: a
-    Gaussian with the moments of that training set, and a Student t with level and spread of
-    the input chunk, which allows for the uncertainty of moments of a short chunk. The
-    window's own past must be better by a clear margin. Windows that are constant say
+    Gaussian with the moments of that training set, and level and spread of the input chunk.
+    The window's own past must be better by a clear margin. Windows that are constant say
     nothing. A season is taken out before, since it would hide how the level moves.
+
+    Of many windows of series that keep returning to their mean a network learns to where,
+    which their own scales would hide. There the window's own past must not be worse than a
+    linear forecast of that training set by the level of the input chunk.
+
+    Where each series has one or two windows alone, all of them are looked at. They tell
+    whether several series differ in scale, which takes a clearer margin.
 
     Parameters
     ----------
@@ -587,32 +653,82 @@ def prefers_instance_scale(
     floor = instance_floor(series, input_length, scale, level)
     length = input_length + gap + output_length
     longer = [one for one in series if len(one) >= length + 2]
-    parts = list(windows_of(longer, length, first_share=2 / 3, num_last=output_length))
-    if not parts:
+    first_share = 2 / 3 if longer else 0.0
+    windows = partial(windows_of, length=length, num_last=output_length)
+    parts = list(windows(longer or series, first_share=first_share))
+    # a short one alone differs from none
+    if len(parts) < (1 if longer else 2):
         return False
-    mean, std, _ = moments(torch.cat([part.before for part in parts]))
+    how = input_length, output_length, level, floor
+    own = [_own_forecasts(each.x, *how) for each in parts]
+    mean, std, _ = moments(torch.cat([each.before for each in parts]))
     # constant components say nothing
     std = torch.where(std > 0, std, torch.nan)
     by_training_set = Normal(mean, std, validate_args=False)
-    gains = []
-    for _, windows, _ in parts:
-        local = local_moments(*with_flags(windows[:input_length]), level)
-        least = floor.apply(local.mean, local.std)
-        has_scale, own_std, count = local.std >= least, least, local.num_values
-        # one value alone has no spread
-        own_std = torch.where(count > 1, own_std, torch.nan)
-        count = count.clamp(min=2)
-        own_std = own_std * ((count + 1) / (count - 1)).sqrt()
-        by_input = StudentT(count - 1, local.level, own_std, validate_args=False)
-        whole_mean, whole_std, _ = moments(windows)
-        constant = is_constant(whole_mean.abs(), whole_std)
-        # (n, N, C) -> (N, n, C)
-        ahead = torch.where(constant, torch.nan, windows[-output_length:]).transpose(0, 1)
-        gain = by_input.log_prob(ahead) - by_training_set.log_prob(ahead)
-        # zeros after zeros are no reason to call the next pulse a thousand
-        gains.append(torch.where(has_scale, gain, gain.clamp(max=0.0)))
-    # (N, n, C) of each series
-    return torch.cat([gain.flatten() for gain in gains]).nanmean().item() > MIN_GAIN
+    gains = [one.log_density - by_training_set.log_prob(one.ahead) for one in own]
+    # zeros after zeros are no reason to call the next pulse a thousand
+    gain = _mean_of(
+        torch.where(one.has_scale, each, each.clamp(max=0.0))
+        for one, each in zip(own, gains, strict=True)
+    )
+    if not longer or gain > CLEAR_GAIN:
+        return gain > CLEAR_GAIN
+    num_windows = sum(len(one) // length for one in longer)
+    if gain <= MIN_GAIN or num_windows < MANY_WINDOWS or not _keep_returning(longer):
+        return gain > MIN_GAIN
+    before = [TimeSeries.from_values(each.before.numpy()) for each in parts]
+    learned = [_own_forecasts(each.x, *how) for each in windows(before)]
+    by_level = _linear_by_level(learned)
+    gain = _mean_of(one.log_density - by_level(one) for one in own)
+    return gain > -MIN_GAIN
+
+
+def _mean_of(parts: Iterable[Tensor]) -> float:
+    """Mean of all values of some tensors that are known."""
+    return torch.cat([part.flatten() for part in parts]).nanmean().item()
+
+
+def _keep_returning(series: Sequence[TimeSeries]) -> bool:
+    """Tell whether series cross their mean again and again, as a random walk does not."""
+    numbers = []
+    for one in series:
+        # (T, C, samples) -> (T, C)
+        values = one.all_values(copy=False).astype(np.float64).mean(-1)
+        off = values - np.nanmean(values, axis=0)
+        is_far = np.abs(off) > NEAR_MEAN * np.nanstd(values, axis=0)
+        for side, far in zip(np.sign(off).T, is_far.T, strict=True):
+            numbers.append(np.count_nonzero(np.diff(side[far])))
+    return float(np.mean(numbers)) >= MIN_CROSSINGS
+
+
+def _linear_by_level(
+    learned: Sequence[_OwnForecasts],
+) -> Callable[[_OwnForecasts], Tensor]:
+    """Return the log-density of output chunks by linear regressions on the level.
+
+    Each step of the chunk has its own, the same for all series.
+
+    Parameters
+    ----------
+    learned
+        What the regressions are fitted to.
+    """
+    # (N, n, C) of all series
+    y = torch.cat([one.ahead for one in learned])
+    x = torch.cat([one.level.expand_as(one.ahead) for one in learned])
+    x = torch.where(y.isnan(), torch.nan, x)
+    mean_x, mean_y = x.nanmean(0), y.nanmean(0)
+    x, y = x - mean_x, y - mean_y
+    slope = (x * y).nanmean(0) / x.square().nanmean(0)
+    std = (y - slope * x).square().nanmean(0).sqrt()
+    # of what is constant nothing is said
+    std = torch.where(std > 0, std, torch.nan)
+
+    def log_density(one: _OwnForecasts) -> Tensor:
+        mean = mean_y + slope * (one.level - mean_x)
+        return Normal(mean, std, validate_args=False).log_prob(one.ahead)
+
+    return log_density
 
 
 def _all_without_season(series: TimeSeries, length: int) -> TimeSeries:

@@ -195,11 +195,13 @@ def sample_of(
     given = {"past_covariates": past_covariates, "future_covariates": future_covariates}
     if encode and model.encoders is not None and model.encoders.encoding_available:
         # those of the whole series, as the start of a forecast would need them; darts
-        # asks for the steps of a training window at least
+        # asks for the steps of a training window at least. They are added at the start:
+        # positions are counted from the end.
         missing = max(window_length(model) - len(series), 0)
+        blank = np.full((missing, series.n_components), np.nan, dtype=series.dtype)
         past, future = model.generate_fit_predict_encodings(
             model.output_chunk_length,
-            [prolonged(series, missing)],
+            [series.prepend_values(blank)],
             past_covariates and [past_covariates],
             future_covariates and [future_covariates],
         )
@@ -209,12 +211,6 @@ def sample_of(
     past_covariates, future_covariates = (
         one and of_type([one], data_type(model))[0]
         for one in (past_covariates, future_covariates)
-    )
-    check_data(
-        model,
-        [],
-        past_covariates and [past_covariates],
-        future_covariates and [future_covariates],
     )
     index = series.time_index
     parts = {"past_target": series.values(copy=False)}
@@ -237,6 +233,7 @@ def sample_of(
             f"`{method}()`, got {covariates.start_time()} to {covariates.end_time()}.",
         )
         parts[slot] = on_index(covariates, index)
+        check_range(name, 0, parts[slot])
         if slot in optional and given[name] is None:
             # encodings alone, which darts puts after the user's covariates
             width = getattr(model.train_sample, slot).shape[1] - parts[slot].shape[1]

@@ -148,6 +148,9 @@ class Family:
         Whether darts takes a prior of its parameters.
     joint
         Whether there is one density for all components of a step.
+    large_terms
+        Whether the log-density of large values, or of values of small relative spread, is
+        a small difference of terms in the millions. Single precision has too few digits.
     """
 
     support: Constraint
@@ -159,6 +162,7 @@ class Family:
     marginal: bool = False
     takes_prior: bool = True
     joint: bool = False
+    large_terms: bool = False
 
     @property
     def has_unit(self) -> bool:
@@ -190,7 +194,7 @@ FAMILIES = {
     ),
     ExponentialLikelihood: Family(nonnegative, of_moments=_exponential),
     # at zero its density may be infinite
-    GammaLikelihood: Family(positive, of_moments=_gamma),
+    GammaLikelihood: Family(positive, of_moments=_gamma, large_terms=True),
     HalfNormalLikelihood: Family(nonnegative, neutral=_first, of_moments=_half_normal),
     BetaLikelihood: Family(_OpenUnitInterval()),  # and at both ends
     ContinuousBernoulliLikelihood: Family(unit_interval),
@@ -204,11 +208,18 @@ FAMILIES = {
         neutral=_always(1.0),
         of_moments=_negative_binomial,
         takes_prior=False,
+        large_terms=True,
     ),
     PoissonLikelihood: Family(
-        nonnegative_integer, neutral=_always(1.0), of_moments=_of_mean
+        nonnegative_integer,
+        neutral=_always(1.0),
+        of_moments=_of_mean,
+        large_terms=True,
     ),
 }
+
+# Devices that are known to have double precision: Apple's have none.
+WITH_DOUBLE = {"cpu", "cuda"}
 
 # Least raw parameter of those that are not real. A softplus or a sigmoid of it, 4e-18, is
 # zero for all purposes but one: the density exists, and its logarithm and derivatives are
@@ -223,7 +234,8 @@ def family_of(likelihood: TorchLikelihood) -> Family:
     """Return what the family of a likelihood can do.
 
     A class that is not in the table, nor derived from one that is, is asked for its
-    support and taken to be capable of nothing else.
+    support and for which parameters may be negative, and taken to be capable of nothing
+    else.
     """
     for kind in type(likelihood).__mro__:
         if kind in FAMILIES:
@@ -231,8 +243,15 @@ def family_of(likelihood: TorchLikelihood) -> Family:
     raw = torch.zeros(1, 1, 1, likelihood.num_parameters)
     density = likelihood._distr_from_params(likelihood._params_from_output(raw))
     support = density.support
-    neutral = _always(1.0 if support.is_discrete else 0.5)
-    return Family(support, neutral, takes_prior=likelihood._prior_params is not None)
+    low = likelihood._params_from_output(raw - 1e4)
+    negative = [i for i, value in enumerate(low) if (torch.as_tensor(value) < 0).any()]
+    return Family(
+        support,
+        neutral=_always(1.0 if support.is_discrete else 0.5),
+        # all up to the last one that may be negative
+        num_real=max(negative, default=-1) + 1,
+        takes_prior=likelihood._prior_params is not None,
+    )
 
 
 def has_prior(likelihood: TorchLikelihood) -> bool:
@@ -326,6 +345,13 @@ def _unchecked() -> Iterator[None]:
         Distribution.set_default_validate_args(default)
 
 
+def _precise(likelihood: TorchLikelihood, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors as they are or, where digits would be lost, in double precision."""
+    if family_of(likelihood).large_terms and parts[0].device.type in WITH_DOUBLE:
+        return tuple(part.double() for part in parts)
+    return parts
+
+
 def density(likelihood: TorchLikelihood, raw: Tensor) -> Distribution:
     """Return the density of each value.
 
@@ -403,7 +429,8 @@ def negative_log_likelihood(
     weight
         Weight of each observation, zero where it is missing, (B, T, C).
     """
-    raw = bounded(likelihood, raw)
+    dtype = torch.result_type(raw, x)
+    raw, x, weight = _precise(likelihood, bounded(likelihood, raw), x, weight)
     x, weight = _without_missing(likelihood, raw, x, weight)
     if type(likelihood) is GaussianLikelihood and not has_prior(likelihood):
         return _gaussian_loss(likelihood, raw, x, weight)
@@ -411,7 +438,7 @@ def negative_log_likelihood(
     terms = x.shape[-1] if weight.dim() < x.dim() else 1
     with _unchecked():
         loss: Tensor = likelihood.compute_loss(raw, x, weight) / terms
-    return loss
+    return loss.to(dtype)
 
 
 def _gaussian_loss(
@@ -469,10 +496,13 @@ def log_prob(
     observed
         1 where ``x`` is observed and 0 where it is missing, (N, T, C).
     """
+    dtype = torch.result_type(raw, x)
+    raw, x, observed = _precise(likelihood, raw, x, observed)
     x, observed = _without_missing(likelihood, bounded(likelihood, raw), x, observed)
     with _unchecked():
         log_probs: Tensor = density(likelihood, raw).log_prob(x) * observed
-    return log_probs.sum(-1) if log_probs.dim() == x.dim() else log_probs
+    log_probs = log_probs.sum(-1) if log_probs.dim() == x.dim() else log_probs
+    return log_probs.to(dtype)
 
 
 def given_the_rest(

@@ -422,7 +422,8 @@ class SeriesModel:
         normalised, patches
             The data, and the same in patches.
         function
-            Function of likelihood, raw parameters, values and flags of one step, a patch.
+            Function of likelihood, raw parameters, values and flags of the L steps of a
+            patch. Its values (N, L) are added, and values (N, L, C) are joined.
         """
         is_normalised = self.family.location_scale
         # what the emission is a density of
@@ -433,17 +434,22 @@ class SeriesModel:
         location, log_spread = (
             cut.fold(part.expand_as(x)) for part in (location, scale.spread.log())
         )
-        x, spread = cut.fold(x), log_spread.exp()
+        # (B, M, L * C) -> (B, M, L, C)
+        parts = [
+            part.unflatten(-1, (self.patch_length, -1))
+            for part in (cut.fold(x), patches.observed, location, log_spread.exp())
+        ]
 
         def of_states(z: Tensor, series: Tensor, t: int) -> Tensor:
-            # (N, D) -> (N, 1, D)
-            raw = self.ssm.decoder(z.unsqueeze(1), patches.u[series, t : t + 1])
-            values, seen, *units = (
-                part[series, t : t + 1] for part in (x, patches.observed, location, spread)
-            )
+            # (N, L * C, K) -> (N, L, C, K)
+            raw = self.ssm.decoder(z, patches.u[series, t])
+            raw = raw.unflatten(1, (self.patch_length, -1))
+            values, seen, *units = (part[series, t] for part in parts)
             if not is_normalised:
                 raw = self._in_units(raw, *units)
-            return function(self.likelihood, raw, values, seen).squeeze(1)
+            found = function(self.likelihood, raw, values, seen)
+            # (N, L) -> (N,), or (N, L, C) -> (N, L * C)
+            return found.sum(1) if found.dim() < values.dim() else found.flatten(1)
 
         return of_states
 

@@ -44,6 +44,9 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
         """Map (..., T, D) and (..., T, U) to raw parameters (..., T, C, K)."""
-        inputs = torch.cat([z, u], dim=-1)
+        # 16 bits are too few for a draw of small spread
+        with torch.autocast(z.device.type, enabled=False):
+            inputs = torch.cat([z, u], dim=-1).to(self.bypass.weight.dtype)
+            raw: Tensor = self.network(inputs) + self.bypass(inputs)
         # (..., T, C * K) -> (..., T, C, K)
-        return (self.network(inputs) + self.bypass(inputs)).unflatten(-1, self.shape)
+        return raw.unflatten(-1, self.shape)

@@ -298,6 +298,9 @@ class Encoder(nn.Module):
         floor
             Least standard deviation, a scalar.
         """
-        noise = torch.zeros_like(z)
-        _, mean, std, *_ = _posterior_step(z, projection, noise, floor, self._weights)
+        # as along a path
+        with torch.autocast(z.device.type, enabled=False):
+            z, projection = (x.to(self.weight_in.dtype) for x in (z, projection))
+            noise = torch.zeros_like(z)
+            _, mean, std, *_ = _posterior_step(z, projection, noise, floor, self._weights)
         return mean, std

@@ -16,6 +16,11 @@ The encoder would meet an observation from anywhere. But of a state that was no 
 its own it knows little, and the density of its draws under the transition would have to be
 found along the flow.
 
+What comes after a gap counts once: the states before the gap are drawn given the data up to
+it, and the weights do the rest. The state at the first observation after a gap knows a few
+later ones by the choices made there, as in fixed-lag smoothing. From it on the encoder
+leads.
+
 Where few paths meet the observation, more are sent through that gap. A gap may be too
 long, or an observation too precise, for any number of them. Some paths therefore are led
 by the encoder, which knows what is observed later. They are kept where the others miss.
@@ -48,6 +53,7 @@ GAP_PATHS, ENOUGH_PATHS = (128, 512, 2048), 40.0
 MAX_GAP_STEPS = 2**17
 
 # Observations after a gap that paths have to meet: two ways may part little at the first.
+# The first of these states knows the later ones by that, and the encoder leads on from it.
 NUM_MEETINGS = 3
 
 # Paths that meet the observation, below which those of the encoder are kept.
@@ -106,6 +112,7 @@ class Predictive(NamedTuple):
 def sample_states(
     transition: Transition,
     encoder: Encoder,
+    encode: Callable[[Window], Tensor],
     projection: Tensor,
     window: Window,
     share_observed: Tensor,
@@ -120,8 +127,10 @@ def sample_states(
     ----------
     transition, encoder
         Parts of the state-space model.
+    encode
+        The encoder's output of a window, (T, B, 2 * H).
     projection
-        Output of the encoder, (T, B, 2 * H).
+        That of the data.
     window
         The data, B series.
     share_observed
@@ -167,7 +176,9 @@ def sample_states(
         owners.append(rows.repeat(num_samples))
         paths.append(of_encoder(projection[:, rows]))
     series = (~complete).nonzero().squeeze(-1).to(projection.device)
-    gaps = Gaps.of(window, share_observed.to(projection.device))
+    gaps = Gaps.of(share_observed)
+    projection = knowing_no_more(encode, projection, window, gaps)
+    gaps = gaps.to(projection.device)
     num_paths = torch.full_like(gaps.number, GAP_PATHS[0])
     for more_paths in (None,) if filtering else (*GAP_PATHS[1:], None):
         missed = []
@@ -211,6 +222,48 @@ def sample_states(
     return with_history(torch.cat(paths)[places])
 
 
+def knowing_no_more(
+    encode: Callable[[Window], Tensor],
+    projection: Tensor,
+    window: Window,
+    gaps: "Gaps",
+) -> Tensor:
+    """Let what is before a gap know nothing of what comes after it.
+
+    Paths are weighted by what is observed after a gap. The states before it would count
+    that twice.
+
+    Parameters
+    ----------
+    encode, projection, window
+        As for :func:`sample_states`.
+    gaps
+        The gaps of the B series, on the CPU.
+
+    Returns
+    -------
+    Tensor
+        The output at each step before a gap, and not in one, of the window that ends where
+        the gap begins; else that of the whole window, (T, B, 2 * H).
+    """
+    num_steps = gaps.inside.shape[1]
+    # the first step of the gap that a step is before, (B, T)
+    end = torch.where(gaps.inside, torch.arange(num_steps), num_steps)
+    end = end.flip(1).cummin(1).values.flip(1)
+    projection = projection.clone()
+    for length in end[~gaps.inside].unique().tolist():
+        before = (end == length) & ~gaps.inside
+        if length == num_steps:
+            continue
+        rows = before.any(1).nonzero().squeeze(-1).to(projection.device)
+        shorter = encode(Window(*(x[rows, :length] for x in window)))
+        # (B', T') -> (T', B', 1)
+        known = before[:, :length].to(projection.device)[rows].T.unsqueeze(-1)
+        whole = projection[:length, rows]
+        projection[:length, rows] = torch.where(known, shorter.to(whole.dtype), whole)
+    return projection
+
+
 class Gaps(NamedTuple):
     """The gaps of some series.
 
@@ -227,9 +280,10 @@ class Gaps(NamedTuple):
     number: Tensor
 
     @classmethod
-    def of(cls, window: Window, share_observed: Tensor) -> "Gaps":
-        """Find the gaps of a window, given the share of each step that is observed."""
-        inside = (share_observed < 1) & window.until_last_observation
+    def of(cls, share_observed: Tensor) -> "Gaps":
+        """Find the gaps of series, given the share of each step that is observed."""
+        later = (share_observed > 0).flip(1).cummax(1).values.flip(1)
+        inside = (share_observed < 1) & later
         inside[:, 0] &= share_observed[:, 0] == 0
         before = torch.nn.functional.pad(inside, (1, 0))[:, :-1]
         return cls(inside, (inside & ~before).cumsum(1))
@@ -237,6 +291,10 @@ class Gaps(NamedTuple):
     def rows(self, rows: Tensor) -> "Gaps":
         """Return the gaps of some of the series."""
         return Gaps(self.inside[rows], self.number[rows])
+
+    def to(self, device: torch.device) -> "Gaps":
+        """Return the same on a device."""
+        return Gaps(self.inside.to(device), self.number.to(device))
 
     def anywhere(self, steps: Tensor) -> Tensor:
         """Mark all steps of gaps in or after which one is marked: (B, T) -> (B, T)."""
@@ -473,6 +531,14 @@ class Paths:
         self._since.append(z)
         self.num_steps += 1
 
+    def replace(self, rows: Tensor, z: Tensor) -> None:
+        """Put other states (N', k, D) in place of the last k ones of some paths, (N',)."""
+        states = self.last(self.num_steps)
+        states[rows, -z.shape[1] :] = z
+        places = torch.arange(len(states), device=states.device)
+        self._before, self._since = [(states, places)], []
+        self.previous, self._history = states[:, -1], None
+
     def keep(self, places: Tensor) -> None:
         """Keep the paths at some places, as often as these are named."""
         self.owner, self.previous = self.owner[places], self.previous[places]
@@ -535,6 +601,8 @@ class Particles:
         self.paths = Paths(transition.context, inputs, owner, projection)
         # paths that are led by the encoder through the present gap
         self.guided = torch.zeros_like(owner, dtype=torch.bool)
+        # number of observations in a row that were met after a gap, of each series, (B,)
+        self.num_meetings = torch.zeros_like(self.seen[:, 0], dtype=torch.long)
         # effective number of the paths that meet the first observation after a gap
         self.num_met = projection.new_full(self.seen.shape, torch.inf)
 
@@ -554,6 +622,7 @@ class Particles:
             self._step(t, meets)
             if meets.any():
                 self._select(t, meets, before & meets)
+            self._hand_over(t)
             before = inside & ~meets
 
     def _soon_after(self, num_steps: int) -> Tensor:
@@ -609,6 +678,33 @@ class Particles:
         self.guided = self.guided & ~chosen
         places = torch.cat([kept, drawn])
         self._keep(places[self.owner[places].argsort(stable=True)])
+
+    def _hand_over(self, t: int) -> None:
+        """Let the encoder lead from the first observation on that was met after a gap.
+
+        Those that were met after it have chosen the paths.
+        """
+        in_row = self.meets[:, t] & ~self.inside[:, t]
+        self.num_meetings = torch.where(in_row, self.num_meetings + 1, 0)
+        goes_on = torch.zeros_like(in_row)
+        if t + 1 < len(self.projection):
+            goes_on = self.meets[:, t + 1] & ~self.inside[:, t + 1]
+        number = torch.where(goes_on, 0, self.num_meetings - 1).clamp(min=0)
+        for steps in range(1, NUM_MEETINGS):
+            rows = (number == steps)[self.owner].nonzero().squeeze(-1)
+            if len(rows) > 0:
+                self._lead_by_encoder(t, steps, rows)
+
+    def _lead_by_encoder(self, t: int, num_steps: int, rows: Tensor) -> None:
+        """Draw the last steps of some paths, (N',), anew from the encoder."""
+        owner, z = self.owner[rows], self.paths.last(num_steps + 1)[rows, 0]
+        drawn = []
+        for step in range(t + 1 - num_steps, t + 1):
+            projection = self.projection[step, owner]
+            mean, std = self.encoder.moments(z, projection, self.floor[step])
+            z = mean + std * torch.randn_like(mean)
+            drawn.append(z)
+        self.paths.replace(rows, torch.stack(drawn, 1))
 
     def _keep(self, places: Tensor) -> None:
         """Keep the paths at some places, as often as these are named."""

@@ -261,6 +261,7 @@ class StateSpaceModel(nn.Module):
         return sample_states(
             self.transition,
             self.encoder,
+            self.encode,
             # 16 bits are too few for the recursion
             projection.to(self.encoder.weight_in.dtype),
             window,
@@ -435,14 +436,30 @@ def weights_of_kl(share_observed: Tensor) -> Tensor:
     return 1 - (1 - AFTER_GAP_WEIGHT) * (1 - least) * after_guess
 
 
-def _teaching_steps(share_observed: Tensor) -> Tensor:
-    """Tell which steps teach the transition, (B, T), given the share that is observed.
+def weights_of_moments(share_observed: Tensor) -> Tensor:
+    """Weight of each step, (B, T), in the moments that the transition tracks.
 
-    A step does so with the probability of its share or of that of the step before, the
-    lower one. Where hardly a step is observed after another one, guesses are all there is.
+    It is the share with which the step teaches the transition. After the last observation,
+    where the KL does not count, it is zero.
+    """
+    until_last = (share_observed > 0).flip(1).cummax(1).values.flip(1)
+    return _teaching_share(share_observed) * until_last
+
+
+def _teaching_steps(share_observed: Tensor) -> Tensor:
+    """Tell which steps teach the transition, (B, T), given the share that is observed."""
+    share = _teaching_share(share_observed)
+    return torch.rand_like(share) < share
+
+
+def _teaching_share(share_observed: Tensor) -> Tensor:
+    """Probability that a step teaches the transition, (B, T), given what is observed.
+
+    It is the step's share or that of the step before, the lower one. Where hardly a step is
+    observed after another one, guesses are all there is.
     """
     closed, least = _closed_steps(share_observed)
-    return torch.rand_like(closed) < closed.maximum(least)
+    return closed.maximum(least)
 
 
 def _closed_steps(share_observed: Tensor) -> tuple[Tensor, Tensor]:

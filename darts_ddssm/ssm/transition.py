@@ -48,6 +48,9 @@ SCALE_UPDATE = 0.02
 # most, could not correct a path that has lost its amplitude or its level.
 DRIFT_RIDGE = 1.0
 
+# The buffers of running means. In 16 bits what an update adds to them would be lost.
+RUNNING_MEANS = ("squared_scale", "squares", "products")
+
 # Noise levels at which the mean of a transition is read off its denoiser.
 MEAN_LEVELS = [8.0, 4.0, 2.0]
 
@@ -79,35 +82,37 @@ def _by_parts(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
     return torch.cat([function(*part) for part in parts])
 
 
-def _mean_of_processes(value: Tensor) -> Tensor:
-    """Return the mean over all processes of a training."""
+def _sum_of_processes(value: Tensor) -> Tensor:
+    """Return the sum over all processes of a training."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
     return value
 
 
-def _moments(path: PosteriorPath) -> Tensor:
-    """Moments of paths (N, T, D), one after another, for one exchange between processes.
+def _moments(path: PosteriorPath, weight: Tensor) -> Tensor:
+    """Weighted sums of paths (N, T, D), one after another, for one exchange of processes.
 
-    E[mu^2] + E[v] of the first step. Of the others, if there are any: second moments of
-    (z_{t-1}, 1) with itself and with mu_t - z_{t-1}, and E |mu_t - z_{t-1}|^2 + E |s_t|^2.
+    The weights (N, T), of the first step and of the others. mu^2 + v of the first step. Of
+    the others: |mu_t - z_{t-1}|^2 + |s_t|^2, and products of (z_{t-1}, 1) with itself and
+    with mu_t - z_{t-1}.
     """
     # 16 bits are too few for sums
     dtype = torch.promote_types(path.z.dtype, torch.float32)
     z, mean, std = (x.to(dtype) for x in path)
-    first = mean[:, 0].square().mean() + std[:, 0].square().mean()
-    if z.shape[1] == 1:
-        return first.view(1)
+    # (N, T) -> (N, T, 1)
+    weight = weight.to(dtype).unsqueeze(-1)
+    weights = torch.stack([weight[:, 0].sum(), weight[:, 1:].sum()])
+    first = (weight[:, 0] * (mean[:, 0].square() + std[:, 0].square())).sum()
     # (N, T - 1, ...) -> (N * (T - 1), ...)
     previous, std = z[:, :-1].flatten(0, 1), std[:, 1:].flatten(0, 1)
     change = mean[:, 1:].flatten(0, 1) - previous
+    weight = weight[:, 1:].flatten(0, 1)
     previous = nn.functional.pad(previous, (0, 1), value=1.0)
+    weighted = weight * previous
     with torch.autocast(previous.device.type, enabled=False):
-        squares = previous.T @ previous / len(previous)
-        products = previous.T @ change / len(previous)
-    squared_change = (change.square().sum() + std.square().sum()) / len(previous)
-    parts = (first, squares, products, squared_change)
+        squares, products = weighted.T @ previous, weighted.T @ change
+    squared_change = (weight * (change.square() + std.square())).sum()
+    parts = (weights, first, squared_change, squares, products)
     return torch.cat([part.flatten() for part in parts])
 
 
@@ -164,6 +169,17 @@ class Transition(nn.Module, ABC):
             _with_drift
         )
 
+    def _apply(self, *args: Any, **kwargs: Any) -> "Transition":
+        """Cast or move it; the running means keep single precision at least."""
+        before = {name: self.get_buffer(name) for name in RUNNING_MEANS}
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        for name, value in before.items():
+            cast = self.get_buffer(name)
+            dtype = torch.promote_types(cast.dtype, torch.float32)
+            if cast.dtype != dtype:
+                setattr(self, name, value.to(cast.device, dtype))
+        return self
+
     def scale(self, started: Tensor) -> Tensor:
         """Return sigma_d where ``started`` is 0 (first step) or 1, of its shape."""
         first, rest = self.squared_scale.sqrt()
@@ -186,38 +202,48 @@ class Transition(nn.Module, ABC):
         return previous + started * change.view_as(previous)
 
     @torch.no_grad()
-    def track_moments(self, path: PosteriorPath) -> None:
+    def track_moments(self, path: PosteriorPath, weight: Tensor | None = None) -> None:
         """Update the drift (W, b) and sigma_d from paths of the posterior.
 
         The scale is that of E[v] + E[(mu - mu_p)^2], with mu_p the linear prediction. The
         square is about zero, where the preconditioned denoiser starts, and not about the
-        mean.
+        mean. What no step has a weight for is left as it is.
 
         Parameters
         ----------
         path
             Paths of a training batch, (N, T, D).
+        weight
+            Weight of each step, (N, T). ``None`` for the same of all.
         """
-        moments = _mean_of_processes(_moments(path))
+        if weight is None:
+            weight = path.z.new_ones(path.z.shape[:2])
+        sums = _sum_of_processes(_moments(path, weight))
         # What is not finite leaves no trace. The loss will tell.
-        finite = moments.isfinite().all()
-        moments = moments.where(finite, 0.0)
+        sums = sums.where(sums.isfinite().all(), 0.0)
+        # of the first step, and of the others
+        weights, first, rest = sums[:2], sums[2:3], sums[3:]
+        seen = weights > 0
+        weights = weights.where(seen, 1.0)
         # A plain mean of the first values, then an exponential one.
-        rate = (1 / (self.num_updates + 1)).clamp(min=SCALE_UPDATE) * finite
-        first, rest = moments[:1], moments[1:]
-        if len(rest) > 0:
-            rest = self._track_drift(rest, rate).view(1)
-        else:
-            rest = self.squared_scale[1:]
-        new = torch.cat([first, rest.to(first.dtype)]).to(self.squared_scale.dtype)
-        self.squared_scale.lerp_(new, rate)
-        self.num_updates += finite
+        rate = (1 / (self.num_updates + 1)).clamp(min=SCALE_UPDATE)
+        rates = (rate * seen).to(self.squared_scale.dtype)
+        rest = self._track_drift(rest / weights[1], rates[1])
+        new = torch.cat([first / weights[0], rest]) / self.drift.shape[-1]
+        self.squared_scale.lerp_(new.to(self.squared_scale.dtype), rates)
+        self.num_updates += seen.any()
 
     def _track_drift(self, moments: Tensor, rate: Tensor) -> Tensor:
-        """Update the drift from moments of the later steps; return their squared scale."""
+        """Update the drift from moments of the later steps.
+
+        Returns
+        -------
+        Tensor
+            E |change - drift|^2 + E |s|^2, (1,).
+        """
         size = self.drift.shape[-1]
-        parts = moments.split([(size + 1) ** 2, (size + 1) * size, 1])
-        new_squares, new_products, squared_change = parts
+        parts = moments.split([1, (size + 1) ** 2, (size + 1) * size])
+        squared_change, new_squares, new_products = parts
         new_squares = new_squares.view_as(self.squares)
         new_products = new_products.view_as(self.products)
         self.squares.lerp_(new_squares.to(self.squares.dtype), rate)
@@ -232,12 +258,12 @@ class Transition(nn.Module, ABC):
         # the square of the change, so that hardly a digit is lost.
         with torch.autocast(moments.device.type, enabled=False):
             explained = (drift * (2 * new_products - new_squares @ drift)).sum()
-        return (squared_change - explained).clamp(min=0.0) / size
+        return (squared_change - explained).clamp(min=0.0)
 
     def min_std(self, num_steps: int) -> Tensor:
         """Floor of q's standard deviation at each of the first steps, (T,)."""
-        steps = torch.arange(num_steps, device=self.squared_scale.device)
-        return MIN_RELATIVE_STD * self.scale((steps > 0).to(self.squared_scale.dtype))
+        steps = torch.arange(num_steps, device=self.drift.device)
+        return MIN_RELATIVE_STD * self.scale((steps > 0).to(self.drift.dtype))
 
     def kl(
         self,

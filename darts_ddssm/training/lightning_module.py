@@ -200,9 +200,10 @@ class _DDSSMModule(PLForecastingModule):
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))
-        # The same, `by_instance`, `is_unit_free` and the local trend, where a look waits
-        # for no device.
+        # The same, `by_instance`, `is_unit_free`, the local trend and the kinds of local
+        # covariates, where a look waits for no device.
         self._share_done: float | None = None
+        self._local_covariates: list[str] | None = None
         self._is_unit_free: bool | None = True
         self._has_instance_scale: bool | None = decided and self.rin is not None
         self._local_pattern: LocalPattern | None = LocalPattern(self.input_chunk_length)
@@ -275,6 +276,15 @@ class _DDSSMModule(PLForecastingModule):
         return self._local_pattern
 
     @property
+    def local_covariates(self) -> list[str]:
+        """The kinds of covariates of which some are relative to the input chunk."""
+        if self._local_covariates is None:
+            self._local_covariates = [
+                kind for kind in COVARIATES if self.get_buffer(f"{kind}_is_local").any()
+            ]
+        return self._local_covariates
+
+    @property
     def share_done(self) -> float:
         """Share of the training that is done."""
         if self._share_done is None:
@@ -284,7 +294,7 @@ class _DDSSMModule(PLForecastingModule):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._has_instance_scale = self._local_pattern = self._share_done = None
-        self._is_unit_free = None
+        self._is_unit_free = self._local_covariates = None
 
     @property
     def scales(self) -> TrainingScales:
@@ -335,6 +345,7 @@ class _DDSSMModule(PLForecastingModule):
             for part, value in zip(own, new, strict=True):
                 if isinstance(part, Tensor) and isinstance(value, Tensor):
                     part.copy_(value)
+        self._local_covariates = None
         for part, value in zip(self.instance_floor, floor, strict=True):
             part.copy_(value)
         if self.decides_scale:
@@ -614,21 +625,28 @@ class _DDSSMModule(PLForecastingModule):
             # (B, n, C, K) -> (1, B, n, C * K)
             prediction = parameters.flatten(2).unsqueeze(0)
         else:
-            num_first = min(n, self.output_chunk_length) if self.has_instance_scale else n
+            rolls_on = self.has_instance_scale or "future" in self.local_covariates
+            num_first = min(n, self.output_chunk_length) if rolls_on else n
             given = self._split_at_origin(batch, num_first)
             prediction = model.forecast(*given, self.pred_num_samples, *how)
             if num_first < n:
-                scale = model.normalise(given[0]).scale
+                own = self.has_instance_scale
+                scale = model.normalise(given[0]).scale if own else None
                 prediction = self._roll_on(batch, prediction, scale, max_paths)
         return prediction, batch.series_schema, batch.pred_time
 
     def _roll_on(
-        self, batch: TorchInferenceBatch, paths: Tensor, scale: Scale, max_paths: int
+        self,
+        batch: TorchInferenceBatch,
+        paths: Tensor,
+        scale: Scale | None,
+        max_paths: int,
     ) -> Tensor:
         """Go on from each path of the output chunk, chunk by chunk: (S, B, n, C).
 
-        The states know how far a level walks within a window, not beyond. So each chunk
-        that follows is that of a window whose input chunk are the last values of the path.
+        The states know how far a level walks within a window, not beyond, and covariates
+        that drift are far from an input chunk that is long past. So each chunk that follows
+        is that of a window whose input chunk are the last values of the path.
 
         Parameters
         ----------
@@ -637,19 +655,22 @@ class _DDSSMModule(PLForecastingModule):
         paths
             Their output chunks, (S, B, n', C).
         scale
-            The scale of their input chunks.
+            The scale of their input chunks. ``None`` where all have that of the training
+            set.
         max_paths
             The most paths of all series that are drawn at a time.
         """
         model, (_, num_series, num_first, _) = self.series_model, paths.shape
         groups = []
         for group in paths.split(max(max_paths // num_series, 1)):
-            following, origin = batch, scale.repeat(len(group))
+            following = batch
+            origin = None if scale is None else scale.repeat(len(group))
             # (S', B, n, C) -> (S' * B, n, C)
             chunks = [group.flatten(0, 1)]
             for n in group_sizes(self.pred_n - num_first, self.output_chunk_length):
                 following = rolled_on(following, chunks[-1])
-                origin = origin.later(chunks[-1].shape[1])
+                if origin is not None:
+                    origin = origin.later(chunks[-1].shape[1])
                 # the way through a gap is left to the encoder, which needs no particles
                 observed = torch.ones(following.past_target.shape)
                 drawn = model.forecast(

@@ -11,6 +11,7 @@ from darts_ddssm.series.augmentation import add_random_trends, reflect_randomly
 from darts_ddssm.series.forecast_loss import forecast_loss
 from darts_ddssm.series.masking import mask_randomly, num_masked_rows
 from darts_ddssm.series.model import SeriesModel
+from darts_ddssm.ssm.state_space import weights_of_moments
 from darts_ddssm.ssm.window import Window
 
 # Steps of all windows whose KL makes a steady estimate for a batch. Training evaluates no
@@ -96,7 +97,12 @@ def training_loss(
     transition = model.ssm.transition
     # a transition that the user has frozen keeps its moments
     if any(p.requires_grad for p in transition.parameters()):
-        transition.track_moments(posterior.path.rows(slice(num_masked, None)))
+        path = posterior.path.rows(slice(num_masked, None))
+        if observed is not None and observed.all():
+            transition.track_moments(path)
+        else:
+            share = model.training_patches.share(window.observed)
+            transition.track_moments(path, weights_of_moments(share))
     negative_elbo = model.negative_elbo(
         masked,
         posterior,

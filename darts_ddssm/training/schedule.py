@@ -60,17 +60,22 @@ def progress(trainer: Trainer) -> float:
     """Return the share of a training that is done, from 0 to 1.
 
     It is the greatest of the shares of the updates, the epochs and the time that the
-    trainer allows, since training ends with the first of them.
+    trainer allows, since training ends with the first of them. All processes of a training
+    have the same, and have to ask for it together.
     """
     # of steps and epochs, the lower one
     expected = trainer.estimated_stepping_batches
     if expected == float("inf"):
         expected = UNLIMITED_UPDATES
     done = trainer.global_step / expected
-    for timer in callbacks_of(trainer, Timer):
+    timers = callbacks_of(trainer, Timer)
+    for timer in timers:
         elapsed, remaining = timer.time_elapsed(), timer.time_remaining()
         if remaining is not None and elapsed + remaining > 0:
             done = max(done, elapsed / (elapsed + remaining))
+    if timers and trainer.world_size > 1:
+        # each process has a clock of its own, and that of the first one counts
+        done = trainer.strategy.broadcast(done)
     return min(done, 1.0)
 
 

@@ -70,7 +70,10 @@ class SOAP(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one update, of parameters without a gradient as if it were zero."""
+        """Make one update, of parameters without a gradient as if it were zero.
+
+        Parameters that require none are left where they are.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -118,7 +121,9 @@ class SOAP(Optimizer):
         change = _turned(change, state["bases"], inverse=True)
         parts = change.flatten().split([p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
-            parameter.sub_(group["lr"] * part.view_as(parameter))
+            # one that was frozen keeps its place in the state, and its momentum fades
+            if parameter.requires_grad:
+                parameter.sub_(group["lr"] * part.view_as(parameter))
 
     @staticmethod
     def _follow_bases(state: dict[str, Any], gradient: Tensor, decay: float) -> None:

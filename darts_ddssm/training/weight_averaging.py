@@ -16,7 +16,7 @@ WEIGHT_AVERAGE_DECAY = 0.999
 
 # Checkpoints know the callback by the name of its class.
 class _AveragedWeights(WeightAveraging):
-    """Exponential average of the weights, of the precision that the trainer sets.
+    """Exponential average of the weights, of their precision or single precision.
 
     Validation, checkpoints and the fitted model use the average; Lightning keeps the
     running weights beside it, so that training can be resumed. The buffers of the
@@ -26,13 +26,15 @@ class _AveragedWeights(WeightAveraging):
 
     def __init__(self) -> None:
         super().__init__(use_buffers=False)
-        # whether module and average have changed places, as they do in validation
-        self._is_swapped = False
+        # the running weights while the module has the average, as it does in validation
+        self._running: list[Tensor] | None = None
 
     def _match_precision(self, pl_module: LightningModule) -> None:
         # Lightning copies the module before it casts it.
         if self._average_model is not None:
-            self._average_model.to(pl_module.dtype)
+            # 16 bits are too few: what an update adds to an average would be rounded away
+            dtype = next(pl_module.parameters()).dtype
+            self._average_model.to(torch.promote_types(dtype, torch.float32))
             # counted on the CPU, where reading the number waits for no device
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
@@ -59,6 +61,7 @@ class _AveragedWeights(WeightAveraging):
                 current.append(new)
             else:
                 own.copy_(new)
+        current = [new.to(own.dtype) for own, new in zip(averaged, current, strict=True)]
         # the first update replaces all of it
         rate = averaging_rate(int(count), WEIGHT_AVERAGE_DECAY) if count > 0 else 1.0
         torch._foreach_lerp_(averaged, current, rate)
@@ -71,16 +74,25 @@ class _AveragedWeights(WeightAveraging):
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def _swap_models(self, pl_module: LightningModule) -> None:
-        super()._swap_models(pl_module)
-        self._is_swapped = not self._is_swapped
+        """Let the module have the average, and then the running weights again.
+
+        The average stays where it is. In the module, as in Lightning's own swap, it would
+        lose what the module's precision cannot hold.
+        """
+        if self._running is None:
+            self._running = [value.detach().clone() for value in _values(pl_module)]
+            self._copy_average_to_current(pl_module)
+        else:
+            for value, running in zip(_values(pl_module), self._running, strict=True):
+                value.data.copy_(running)
+            self._running = None
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Let the module have the average where training ends early too."""
+        self._running = None
         if self._average_model is not None:
-            if self._is_swapped:
-                self._swap_models(pl_module)
             self._copy_average_to_current(pl_module)
 
     def save_with_weights(
@@ -94,3 +106,8 @@ class _AveragedWeights(WeightAveraging):
     def forget(self) -> None:
         """Drop the average: the module has the weights that are to be used."""
         self._average_model = None
+
+
+def _values(module: LightningModule) -> list[Tensor]:
+    """Parameters and buffers of a module."""
+    return [*module.parameters(), *module.buffers()]

@@ -66,9 +66,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--suite", nargs="+", required=True, choices=list(SUITES))
     parser.add_argument(
-        "--data-dir", help="e.g. ../shared/data; without it, real downloads"
+        "--data-dir",
+        help="e.g. ../shared/data: CSV files of the series, for real (without it they are "
+        "downloaded); data of GIFT-Eval and published scores, in it or in its folder gift, "
+        "for gift; the others need none",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        help="each setting and method is run with each of them; default 0 1 2",
+    )
     parser.add_argument("--budget", type=float, help="seconds of training a model")
     parser.add_argument(
         "--max-updates",
@@ -76,16 +85,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="3,000 by default, where a model does not decide it",
     )
     parser.add_argument("--settings", nargs="+", help="series, conditions or sizes")
-    parser.add_argument("--methods", nargs="+")
-    parser.add_argument("--out-dir", type=Path, default=Path("benchmark_results"))
+    parser.add_argument(
+        "--methods", nargs="+", help='names as in the tables, such as "DDSSM"; default all'
+    )
+    parser.add_argument(
+        "--out-dir",
+        type=Path,
+        default=Path("benchmark_results"),
+        help="folder of results, tables and pictures; default benchmark_results",
+    )
     parser.add_argument(
         "--device",
         choices=["cpu", "gpu"],
         default="cpu",
-        help="of torch models; give each an --out-dir, what is stored does not name it",
+        help="of torch models; use another --out-dir for each device: results do not "
+        "record it",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread")
-    parser.add_argument("--report-only", action="store_true")
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="run nothing, make tables and pictures of what is stored",
+    )
     args = parser.parse_args(argv)
     quiet()
     for name in args.suite:

@@ -226,19 +226,30 @@ def relative(own: pd.Series, others: pd.Series) -> pd.DataFrame:
     return table.sort_values("geometric mean")
 
 
+def with_deviation(mean: pd.Series, deviation: pd.Series, digits: int) -> pd.Series:
+    """Means as text and, in brackets, standard deviations; none where all are alike."""
+    number = f"{{:.{digits}f}}".format
+    brackets = deviation.map(lambda x: f" ({number(x)})" if x > 0 else "")
+    return mean.map(number) + brackets
+
+
 def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
     """Table of the scores beside published ones, and of all that was measured."""
     grouped = frame.groupby(["setting", "method"])
-    mean = grouped.mean(numeric_only=True)
+    mean, spread = grouped.mean(numeric_only=True), grouped.std(numeric_only=True)
     others = published_scores(data_dir)
     beside = relative(mean["wql"], others["wql"])
     errors = relative(mean["mase"], others["mase"])
     beside["MASE, geometric mean"] = errors["geometric mean"]
+
+    def score(name: str, digits: int) -> pd.Series:
+        return with_deviation(mean[name], spread[name], digits)
+
     measured = pd.DataFrame(
         {
-            "WQL": mean["wql"].map("{:.4f}".format),
-            "MASE": mean["mase"].map("{:.3f}".format),
-            "coverage of the central 80 %": mean["coverage_80"].map("{:.3f}".format),
+            "WQL": score("wql", 4),
+            "MASE": score("mase", 3),
+            "coverage of the central 80 %": score("coverage_80", 3),
             "seeds": grouped.size(),
         }
     )
@@ -256,7 +267,7 @@ def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
             "is better; ours bold, means over seeds, beside published scores if there are "
             "any:",
             report.markdown(beside.map("{:.3f}".format)),
-            "What was measured, means over seeds:",
+            "What was measured, means over seeds (standard deviation):",
             report.markdown(measured),
         ]
     )

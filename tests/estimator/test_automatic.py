@@ -5,8 +5,9 @@ import pytest
 import torch
 from darts import TimeSeries
 from darts.utils.likelihood_models import torch as likelihoods
+from pytorch_lightning import Trainer
 
-from darts_ddssm import DDSSMModel
+from darts_ddssm import DDSSMModel, datasets
 from darts_ddssm.estimator import scales
 from darts_ddssm.estimator.automatic import (
     FEW_WINDOWS,
@@ -25,7 +26,7 @@ from darts_ddssm.estimator.scales import (
 )
 from darts_ddssm.estimator.windows import windows_of
 from darts_ddssm.series.scaling import LocalPattern, Scale
-from tests.helpers import drawn, noisy_sine, random_walk, same, with_gaps
+from tests.helpers import TRAINER, drawn, noisy_sine, random_walk, same, with_gaps
 
 
 @pytest.mark.parametrize(
@@ -130,10 +131,14 @@ def walk(seed: int) -> TimeSeries:
     return TimeSeries.from_values(x.astype(np.float32))
 
 
+def training_scale(series: list[TimeSeries]) -> Scale:
+    values = np.concatenate([one.values() for one in series])
+    return Scale(*(torch.from_numpy(f(values, 0)) for f in (np.nanmean, np.nanstd)))
+
+
 def prefers(series: list[TimeSeries], input_length: int = 12) -> bool:
     """What is decided for forecasts of six steps."""
-    values = np.concatenate([one.values() for one in series])
-    scale = Scale(*(torch.from_numpy(f(values, 0)) for f in (np.nanmean, np.nanstd)))
+    scale = training_scale(series)
     pattern = LocalPattern(input_length)
     return prefers_instance_scale(series, input_length, 0, 6, scale, pattern)
 
@@ -182,6 +187,71 @@ def test_a_rise_is_recognised_by_long_windows_of_a_short_series(seed):
     scale = Scale(*(torch.tensor([f(values)]) for f in (np.mean, np.std)))
     pattern = automatic_local_pattern(series, 24, 0, 24)
     assert prefers_instance_scale(series, 24, 0, 24, scale, pattern)
+
+
+def short_panel(number: int, num_steps: int, seed: int) -> list[TimeSeries]:
+    """Like series: sines with noise that begin anywhere in their season."""
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(12, size=number)
+    return [noisy_sine(40, seed=i)[start:][:num_steps] for i, start in enumerate(starts)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("number", [3, 200])
+@pytest.mark.parametrize("num_steps", [18, 19])
+def test_short_series_have_their_own_scale_where_they_differ(num_steps, number, seed):
+    """In scale or in level; like ones have not, be they noise alone."""
+    rng = np.random.default_rng(seed)
+    like = short_panel(number, num_steps, seed)
+    assert not prefers(like)
+    noise = [one.with_values(rng.standard_normal((num_steps, 1))) for one in like]
+    assert not prefers(noise)
+    factors = 10 ** rng.uniform(1, 6, number)
+    assert prefers([(5 + one) * k for one, k in zip(like, factors, strict=True)])
+    levels = rng.permutation(np.arange(number))
+    assert prefers([one + 10.0 * k for one, k in zip(like, levels, strict=True)])
+    # one alone, or one that is long enough to tell
+    assert not prefers([drifting()[:num_steps]])
+    assert not prefers([noisy_sine(120), like[0] * 1e6])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("number, length", [(1, 1600), (8, 600)])
+def test_many_windows_of_series_that_keep_returning_have_one_scale(number, length, seed):
+    """Their last values tell what follows, and so does the mean that they return to."""
+
+    def series_of(decay: float) -> list[TimeSeries]:
+        process = datasets.BimodalRandomWalk(noise=0.2, decay=decay)
+        return process.simulate(number, length, seed).series
+
+    def decided(series: list[TimeSeries]) -> bool:
+        scale = training_scale(series)
+        return prefers_instance_scale(series, 12, 0, 2, scale, LocalPattern(1))
+
+    assert not decided(series_of(0.9))
+    # one that never returns, few windows, and a level that changes
+    assert decided(series_of(1.0))
+    assert decided([one[:150] for one in series_of(0.9)[:4]])
+    rise = np.linspace(0, 60, length)[:, None, None]
+    assert decided([one + rise for one in series_of(0.9)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_like_short_series_with_a_memory_have_one_scale(tiny, seed):
+    """Their last values tell the next one, and are no scale of their own."""
+    process = datasets.BimodalRandomWalk(noise=0.2)
+    series = [one.astype(np.float32) for one in process.simulate(100, 32, seed).series]
+    model = tiny(input_chunk_length=31, output_chunk_length=1, n_epochs=1).fit(series)
+    assert not model.model.has_instance_scale
+
+
+def test_a_panel_of_one_window_each_is_normalised_window_by_window(tiny):
+    panel = [one * 10.0**i for i, one in enumerate(short_panel(6, 18, seed=0))]
+    model = tiny(n_epochs=1).fit(panel)
+    assert model.model.has_instance_scale
+    for one, k in zip(panel, 10.0 ** np.arange(6), strict=True):
+        forecast = model.predict(6, one, num_samples=20, random_state=0)
+        assert np.abs(np.median(forecast.all_values(), axis=2)).max() < 10 * k
 
 
 @pytest.mark.parametrize("norm, by_instance", [(None, True), (True, True), (False, False)])
@@ -702,3 +772,48 @@ def test_level_trend_and_season_are_saved(tiny, tmp_path, series, expected):
     assert loaded.model.local_pattern == expected
     one, other = (m.predict(3, series, random_state=0) for m in (model, loaded))
     np.testing.assert_allclose(one.values(), other.values(), rtol=1e-5)
+
+
+# --- the length of a training ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "trainer, dataloader, num_updates",
+    [
+        # of 63 windows in batches of 16
+        ({}, {}, 12),
+        ({}, {"batch_size": 20, "drop_last": True}, 12),
+        ({}, {"batch_size": 63}, 13),
+        ({"accumulate_grad_batches": 2}, {}, 12),
+        ({"accumulate_grad_batches": 3}, {"batch_size": 10}, 12),
+        ({"limit_train_batches": 3}, {}, 12),
+        ({"limit_train_batches": 0.5}, {}, 12),
+    ],
+)
+def test_updates_are_those_that_are_made(
+    tiny, monkeypatch, caplog, trainer, dataloader, num_updates
+):
+    """However the windows are cut into batches, and the batches joined to updates."""
+    monkeypatch.setattr("darts_ddssm.model.automatic_num_updates", lambda *sizes: 13)
+    say_once.cache_clear()
+    model = tiny(trainer, n_epochs=None)
+    model.fit(noisy_sine(), dataloader_kwargs=dict(dataloader))
+    assert model.trainer.global_step == num_updates
+    assert f"{model.epochs_trained} epochs, about {num_updates} updates" in caplog.text
+
+
+def test_several_processes_share_the_batches(tiny, monkeypatch, caplog):
+    monkeypatch.setattr("darts_ddssm.model.automatic_num_updates", lambda *sizes: 13)
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    say_once.cache_clear()
+    tiny(n_epochs=None).fit(noisy_sine())
+    # two of four batches each
+    assert "trains for 6 epochs, about 12 updates" in caplog.text
+
+
+def test_a_trainer_of_the_users_has_its_own_length(tiny, caplog):
+    say_once.cache_clear()
+    trainer = Trainer(max_epochs=2, enable_checkpointing=False, **TRAINER)
+    model = tiny(n_epochs=None).fit(noisy_sine(), trainer=trainer)
+    assert model.epochs_trained == 2
+    assert "`DDSSMModel` trains for" not in caplog.text

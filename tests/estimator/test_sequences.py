@@ -11,12 +11,19 @@ from types import SimpleNamespace as Namespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from darts import TimeSeries
 from darts.utils.timeseries_generation import datetime_attribute_timeseries
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.estimator import questions as asking
-from darts_ddssm.estimator.questions import _batches, _counting, _windows
+from darts_ddssm.estimator.questions import (
+    _batches,
+    _counting,
+    _stretches,
+    _windows,
+    is_as_in_training,
+)
 from tests.helpers import (
     COVARIATES,
     GAPS,
@@ -314,9 +321,9 @@ def test_component_that_is_missing_for_long_is_in_many_windows():
 
 
 def drifting(length: int = 160) -> np.ndarray:
-    """A line to fifty times the noise about it, (T, 1)."""
-    noise = noisy_sine(length).values()
-    return noise + np.linspace(0, 50, length, dtype=np.float32)[:, None]
+    """A random walk that rises by fifty times the size of a step, (T, 1)."""
+    steps = np.random.default_rng(0).standard_normal((length, 1)).astype(np.float32)
+    return steps.cumsum(0) + np.linspace(0, 50, length, dtype=np.float32)[:, None]
 
 
 @cache
@@ -383,6 +390,160 @@ def test_instance_norm_filters_windows():
     """Each state has its own window, so that the series may be long."""
     states = ask("filtering", normalised(), GAPS)
     assert len(states) == 80 and np.isfinite(states.all_values()).all()
+
+
+# --- covariates that drift, in the scale of the training set --------------------------
+
+
+def rising(length: int, start: int = 0, seed: int = 0) -> TimeSeries:
+    """A line with noise, of a slope of one, on the index of :func:`noisy_sine`."""
+    noise = np.random.default_rng(seed).uniform(-1, 1, length)
+    values = noise + np.arange(start, start + length)
+    return covariate(length).with_values(values.astype(np.float32)[:, None])
+
+
+@cache
+def of_rising(kind: str = "future", **kwargs) -> DDSSMModel:
+    """Return a tiny model with a covariate that drifts, whose weights are no zeros."""
+    arguments = {"n_epochs": 1, "use_reversible_instance_norm": False} | kwargs
+    known = {f"{kind}_covariates": rising(100)}
+    model = tiny_model(**arguments).fit(SERIES, **known)
+    assert model.model.local_covariates == [kind]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.model.ssm.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+def test_only_covariates_that_drift_cut_a_series():
+    for name in ("plain", "covariates"):
+        model = model_of(name)
+        assert model.model.local_covariates == []
+        assert len(_windows(model, np.zeros((80, 1), dtype=bool))) == 1
+    loaded = tiny_model(n_epochs=1).fit(
+        SERIES, future_covariates=COVARIATES["future_covariates"]
+    )
+    assert loaded.model.local_covariates == []
+    loaded.model.load_state_dict(of_rising().model.state_dict())
+    assert loaded.model.local_covariates == ["future"]
+
+
+@pytest.mark.parametrize("patch", [1, 4])
+@pytest.mark.parametrize("num_steps", [12, 18, 19, 27, 40, 80])
+def test_covariates_that_drift_stay_in_their_range(num_steps, patch):
+    """At each step that counts, in windows that are no longer than those of training."""
+    model = of_rising(patch_length=patch)
+    missing = np.zeros((num_steps, 1), dtype=bool)
+    x = torch.from_numpy(rising(num_steps).values())
+    scale = model.model.scales.future
+    for spans in (_windows(model, missing), _stretches(model, missing)):
+        assert [span.first for span in spans] == [0, *(span.last for span in spans[:-1])]
+        assert spans[-1].last == num_steps
+        for span in spans:
+            assert span.start == 0 or (num_steps - span.end) % patch == 0
+            assert span.end - span.start <= WINDOW + patch - 1
+            part = x[None, span.start : span.end]
+            inside = scale.normalise(part, part)[0, : WINDOW - 1]
+            assert ((inside > scale.low) & (inside < scale.high)).all()
+
+
+@pytest.mark.parametrize("kind", ["past", "future"])
+def test_covariates_that_drift_tell_something_to_the_end(kind):
+    """Of a long series; other values of them late in it give other answers."""
+    model, own = of_rising(kind), rising(100)
+    other = own.values(copy=True)
+    other[60:] = rising(40, start=60, seed=1).values()
+    calls = {
+        "infer_latents": {},
+        "impute": {},
+        "log_likelihood": {"by_step": True},
+        "probability_integral_transform": {},
+    }
+    series = with_gaps(SERIES, slice(70, 73))
+    for method, how in calls.items():
+        answers = [
+            getattr(model, method)(
+                series,
+                **{f"{kind}_covariates": known},
+                num_samples=4,
+                random_state=0,
+                **how,
+            ).all_values()
+            for known in (own, own.with_values(other))
+        ]
+        # at the bound of its range, a covariate would have no effect at all
+        assert not np.array_equal(*(x[65:] for x in answers), equal_nan=True)
+
+
+@pytest.mark.parametrize("patch, shift", [(1, 0), (1, 3), (4, 0), (5, 0)])
+def test_with_covariates_that_drift_all_steps_are_predicted(patch, shift):
+    """The first input chunk, too, whose scale is known; each patch once."""
+    model = of_rising(patch_length=patch, output_chunk_shift=shift, transition="gaussian")
+    how = {"num_samples": 4, "random_state": 0, "future_covariates": rising(100)}
+    for length in (12, 17, WINDOW + shift, WINDOW + shift + 1, 33, 80):
+        series = with_gaps(SERIES[-length:], slice(length - 9, length - 6))
+        observed = ~np.isnan(series.values()[:, 0])
+        transform = model.probability_integral_transform(series, **how).values()[:, 0]
+        assert np.array_equal(~np.isnan(transform), observed)
+        by_step = model.log_likelihood(series, by_step=True, **how)
+        assert by_step.time_index.equals(series.time_index[(length - 1) % patch :: patch])
+        total = observed.sum() * model.log_likelihood(series, **how)
+        np.testing.assert_allclose(np.nansum(by_step.values()), total, rtol=1e-4)
+
+
+def test_the_posterior_scores_windows_alone_where_covariates_drift():
+    """With others, also series of two windows."""
+    for length, expected in ((WINDOW, True), (WINDOW + 1, False)):
+        sample = Namespace(past_target=np.zeros((length, 1)))
+        assert is_as_in_training(of_rising(), sample) is expected
+        assert is_as_in_training(model_of("covariates"), sample)
+
+
+def test_forecasts_follow_a_covariate_that_drifts_to_their_end():
+    model, own = of_rising(), rising(110)
+    other = own.values(copy=True)
+    other[100:] = rising(10, start=100, seed=1).values()
+    forecasts = [
+        model.predict(30, future_covariates=known, num_samples=4, random_state=0)
+        for known in (own, own.with_values(other))
+    ]
+    assert same(*(forecast[:18] for forecast in forecasts))
+    assert not np.allclose(*(forecast[22:].all_values() for forecast in forecasts))
+
+
+def test_past_covariates_that_drift_cut_no_forecast(monkeypatch):
+    """They act on its first step alone."""
+    model = of_rising("past")
+    monkeypatch.delattr(type(model.model), "_roll_on")
+    assert len(model.predict(30, past_covariates=rising(100))) == 30
+
+
+def test_what_a_covariate_that_drifts_says_is_used_late(tiny):
+    """Its noise is the series."""
+    rng = np.random.default_rng(0)
+    tosses, noise = rng.choice([-1.0, 1.0], 160), 0.1 * rng.standard_normal(160)
+    series, known = (
+        TimeSeries.from_values(x.astype(np.float32)[:, None])
+        for x in (2 * tosses + noise, tosses + 0.1 * np.arange(160))
+    )
+    model = tiny(
+        n_epochs=25,
+        optimizer_kwargs={"lr": 1e-2},
+        overshooting_weight=0,
+        input_noise=0,
+        covariate_noise=0,
+        use_reversible_instance_norm=False,
+    ).fit(series, future_covariates=known)
+    assert model.model.local_covariates == ["future"]
+    how = {"future_covariates": known, "num_samples": 20, "random_state": 0}
+    gap = slice(130, 142)
+    filled = model.impute(with_gaps(series, gap), **how)[gap]
+    ahead = model.predict(36, series[:100], **how)
+    # at the bound of its range, one side of the tosses would be taken for the other
+    for found, actual in ((filled, series[gap]), (ahead, series[100:136])):
+        middle = np.median(found.all_values(), axis=2)
+        assert np.abs(middle - actual.values()).mean() < 0.5
 
 
 # --- what is refused of covariates ----------------------------------------------------

@@ -158,6 +158,23 @@ def test_a_calendar_that_comes_round_is_seen_as_it_is(tiny):
     assert model.model.scales.future.is_local.tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("kind", ["past", "future"])
+@pytest.mark.parametrize("before", [np.nan, 0.0])
+def test_a_covariate_that_was_unknown_or_constant_before_does_not_drift(tiny, kind, before):
+    """Its level, that of a flag that is set late, matters."""
+    values = np.random.default_rng(0).choice([0.0, 1.0], (3, 90))
+    values[:, :60] = before
+    series, covariates = with_covariates(kind, values)
+    model = tiny().fit(series, **covariates)
+    assert not getattr(model.model.scales, kind).is_local.any()
+
+    def forecast(level: float) -> TimeSeries:
+        _, covariates = with_covariates(kind, np.full((3, 90), level))
+        return model.predict(6, series[0], **first_of(covariates), random_state=0)
+
+    assert not close(forecast(0.0), forecast(1.0))
+
+
 def test_a_drifting_covariate_with_gaps_or_nowhere_known(tiny):
     """Its level is that of the values that are known; without any it is unknown."""
     noise = np.random.default_rng(0).standard_normal((3, 90))
@@ -196,6 +213,18 @@ def test_static_covariates_left_out(tiny):
     assert same(one, two)
 
 
+def test_static_covariates_that_are_not_used_may_be_those_of_some_series(tiny):
+    series = noisy_sine()
+    with_static = series.with_static_covariates(pd.DataFrame({"a": [1.0]}))
+    model = tiny(n_epochs=1).fit(series)
+    one, other = model.predict(3, [series, with_static], num_samples=2)
+    assert one.shape == other.shape == (3, 1, 2)
+    assert len(model.infer_latents([with_static, series])) == 2
+    uses = tiny(n_epochs=1).fit(with_static)
+    with pytest.raises(ValueError, match="all or none of them"):
+        uses.predict(3, [with_static, series])
+
+
 def test_covariates_must_be_those_of_training(tiny):
     series = noisy_sine()
     model = tiny(n_epochs=1).fit([series] * 2, future_covariates=[covariate(100)] * 2)
@@ -228,6 +257,48 @@ def test_encoders_give_what_explicit_covariates_give(tiny):
         encoded.predict(9, num_samples=3, random_state=0),
         explicit.predict(9, num_samples=3, random_state=0),
     )
+
+
+@pytest.mark.usefixtures("short_flows")
+def test_positions_are_counted_from_the_end_of_a_series(tiny):
+    """Those that a question sees are those that a forecast sees, in short series too."""
+    # one so long that hardly any position is new in the last third of the steps: such ones
+    # would be seen relative to their mean
+    series = [TimeSeries.from_values(noisy_sine(number).values()) for number in (800, 18)]
+    common = {"series": series, "max_samples_per_ts": 8}
+    encoders = {"position": {"future": ["relative"]}}
+    encoded = tiny(n_epochs=1, add_encoders=encoders).fit(**common)
+
+    def positions(given: TimeSeries) -> TimeSeries:
+        steps = np.arange(len(given) + 6, dtype=np.float32) - (len(given) - 1)
+        return TimeSeries.from_values(steps)
+
+    covariates = [positions(one) for one in series]
+    explicit = tiny(n_epochs=1).fit(**common, future_covariates=covariates)
+    assert not explicit.model.scales.future.is_local.any()
+    past = series[0][:12]
+    given = {"future_covariates": positions(past)}
+    assert same(
+        encoded.predict(6, past, num_samples=2, random_state=0),
+        explicit.predict(6, past, num_samples=2, random_state=0, **given),
+    )
+    one = encoded.infer_latents(past, num_samples=2, random_state=0)
+    assert same(one, explicit.infer_latents(past, num_samples=2, random_state=0, **given))
+    one = encoded.log_likelihood(past, num_samples=2, random_state=0)
+    assert one == explicit.log_likelihood(past, num_samples=2, random_state=0, **given)
+
+
+def test_encodings_before_a_short_series_are_not_looked_at(tiny):
+    """A user's encoder may have no value there."""
+
+    def since_the_start(index: pd.RangeIndex) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log(np.asarray(index) + 1.0)
+
+    series = TimeSeries.from_values(noisy_sine().values())
+    model = tiny(n_epochs=1, add_encoders={"custom": {"future": [since_the_start]}})
+    latents = model.fit(series).infer_latents(series[:12])
+    assert np.isfinite(latents.values()).all()
 
 
 def test_future_covariates_too_short(tiny):

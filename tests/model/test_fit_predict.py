@@ -9,7 +9,9 @@ from darts import TimeSeries
 from darts.utils.data import (
     SequentialTorchInferenceDataset,
     SequentialTorchTrainingDataset,
+    TorchTrainingDataset,
 )
+from darts.utils.data.torch_datasets.utils import TorchTrainingSample
 from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
@@ -271,6 +273,51 @@ def test_datasets_have_the_chunks_of_the_model(tiny, name, length, got):
     match = f"`{name}` must have the model's `{length}`, {lengths[length]}, got {got}"
     with pytest.raises(ValueError, match=match):
         tiny().fit_from_dataset(**sets)
+
+
+class OwnDataset(TorchTrainingDataset):
+    """A user's windows of a series with a future covariate."""
+
+    def __init__(self, **attributes) -> None:
+        super().__init__()
+        self.windows = [
+            TorchTrainingSample(
+                past_target=window[:12],
+                past_covariates=None,
+                historic_future_covariates=window[:12],
+                future_covariates=window[12:],
+                static_covariates=None,
+                future_target=window[12:],
+                sample_weight=None,
+            )
+            for window in (noisy_sine().values()[i : i + 18] for i in range(20))
+        ]
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> TorchTrainingSample:
+        return self.windows[index]
+
+
+@pytest.mark.darts_compat
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"series": [noisy_sine().values()]},
+        {"series": noisy_sine()},
+        {"series": [noisy_sine()]},
+        {"future_covariates": [noisy_sine()], "shift": 6},
+    ],
+    ids=["arrays", "one series", "several series", "others"],
+)
+def test_attributes_of_a_users_dataset_are_its_own(tiny, attributes):
+    with_them, without = (
+        tiny(n_epochs=1).fit_from_dataset(OwnDataset(**given)) for given in (attributes, {})
+    )
+    assert not changed(state(with_them), state(without))
 
 
 # --- tuning ---------------------------------------------------------------------------

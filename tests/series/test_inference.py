@@ -13,7 +13,9 @@ from scipy import stats
 from darts_ddssm import DDSSMModel
 from darts_ddssm.series import inference
 from darts_ddssm.series.inference import PredictiveLogDensities
+from darts_ddssm.series.likelihoods import cumulative, log_prob
 from darts_ddssm.ssm.state_space import StateSpaceModel
+from darts_ddssm.ssm.window import Window
 from tests.helpers import (
     GAPS,
     INPUT,
@@ -399,6 +401,39 @@ def test_probability_integral_transforms(patch_length):
     early, late = slice(0, 13), slice(16, 25)
     np.testing.assert_array_equal(other.values()[early], found[0].values()[early])
     assert not np.allclose(other.values()[late], found[0].values()[late])
+
+
+@pytest.mark.parametrize("family", ["Dirichlet", "Gaussian", "Gamma"])
+def test_density_of_a_patch_is_that_of_its_steps(family):
+    """Also where a step of it is missing, or lies outside the window."""
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    x = np.random.default_rng(0).dirichlet([3, 4, 5], 60).astype(np.float32)
+    model = tiny_model(likelihood=likelihood, patch_length=3, n_epochs=1)
+    series_model = model.fit(TimeSeries.from_values(x)).model.series_model
+    data, nothing = torch.tensor(x[None, :11]), torch.zeros(1, 11, 0)
+    observed = torch.ones_like(data)
+    observed[:, [1, 4, 5]] = 0
+    window = Window(data, observed, nothing, nothing, torch.ones_like(data))
+    normalised, cut = series_model.normalise(window), series_model.patches(11)
+    torch.manual_seed(0)
+    patches, z = cut.fold_window(normalised.window), torch.randn(1, 4, 2)
+    raw = series_model.decode(z, patches.u, cut)
+    raw = series_model.of_emitted(raw, normalised.scale, series_model.first_step(11))
+    values = normalised.window.x if family == "Gaussian" else data
+    for function in (log_prob, cumulative):
+        of_states = series_model._of_emission(normalised, patches, function)
+        found = torch.stack([of_states(z[:, t], torch.tensor([0]), t) for t in range(4)], 1)
+        if function is log_prob:
+            # (1, 11) -> (1, 4)
+            steps = function(likelihood, raw, values, observed).unsqueeze(-1)
+            torch.testing.assert_close(found, cut.fold(steps).sum(-1))
+        elif family == "Dirichlet":
+            # which torch draws
+            assert found.shape == (1, 4, 9)
+        else:
+            steps = function(likelihood, raw, values, observed)
+            # (1, 11, 3) -> (1, 4, 9); the first step lies outside the window
+            torch.testing.assert_close(found.flatten()[3:], cut.fold(steps).flatten()[3:])
 
 
 def test_transforms_of_extreme_values():

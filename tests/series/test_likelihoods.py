@@ -10,6 +10,7 @@ from darts.utils.likelihood_models import torch as likelihoods
 
 from darts_ddssm.series.likelihoods import FAMILIES as table
 from darts_ddssm.series.likelihoods import (
+    bounded,
     cumulative,
     family_of,
     in_support,
@@ -296,6 +297,44 @@ def test_mean_far_below_zero_is_next_to_nothing(family):
     assert (density(likelihood, of_data).mean < 1e-6).all()
 
 
+# Location and spread of the data, and values near the location. Where the network says 0
+# and -7, terms of the log-density are in the millions.
+PRECISE = {
+    "Gamma": (1000.0, 1.0, [999.0, 1000.0, 1001.0]),
+    "NegativeBinomial": (5.0, 2.0, [3.0, 5.0, 8.0]),
+    "Poisson": (1e6, 1e3, [999e3, 1e6, 1001e3]),
+}
+
+
+@pytest.mark.parametrize("family", PRECISE)
+def test_log_densities_in_single_precision(family):
+    """And their derivatives are those in double precision."""
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        location, spread, x = (torch.tensor(x, dtype=dtype) for x in PRECISE[family])
+        said = torch.tensor([0.0, -7.0][: likelihood.num_parameters], dtype=dtype)
+        raw = said.repeat(1, 3, 1, 1).requires_grad_()
+        of_data, x = in_units(likelihood, raw, location, spread), x.view(1, 3, 1)
+        told = log_prob(likelihood, of_data, x, torch.ones_like(x))
+        loss = negative_log_likelihood(likelihood, of_data, x, torch.ones_like(x))
+        (grad,) = torch.autograd.grad(loss, raw)
+        assert told.dtype == loss.dtype == dtype
+        found.append([one.double() for one in (told, loss, grad)])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", PRECISE)
+def test_log_densities_where_single_precision_is_all_there_is(monkeypatch, family):
+    monkeypatch.setattr("darts_ddssm.series.likelihoods.WITH_DOUBLE", set())
+    likelihood = getattr(likelihoods, f"{family}Likelihood")()
+    raw, x = torch.zeros(1, 2, 1, likelihood.num_parameters), torch.ones(1, 2, 1)
+    rough = log_prob(likelihood, raw, x, torch.ones_like(x))
+    monkeypatch.undo()
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, log_prob(likelihood, raw, x, torch.ones_like(x)))
+
+
 @pytest.mark.parametrize("family", SHARES_ONLY)
 def test_shares_have_no_unit(family):
     likelihood = getattr(likelihoods, f"{family}Likelihood")()
@@ -407,6 +446,52 @@ def test_a_likelihood_of_the_user_has_its_own_support():
     assert told.support is torch.distributions.constraints.nonnegative
     assert not (told.location_scale or told.reparametrised or told.marginal)
     assert not told.takes_prior
+
+
+class StudentTLikelihood(likelihoods.TorchLikelihood):
+    """A user's own, with a real location; of two parameters in either order."""
+
+    def __init__(self, location: int):
+        names = ["mu", "sigma"] if location == 0 else ["sigma", "mu"]
+        super().__init__(likelihoods.LikelihoodType.Gaussian, names)
+        self.location = location
+
+    def _params_from_output(self, model_output):
+        first, second = model_output.unbind(-1)
+        if self.location == 0:
+            return first, torch.nn.functional.softplus(second)
+        return torch.nn.functional.softplus(first), second
+
+    def _distr_from_params(self, params):
+        scale = params[1 - self.location]
+        return torch.distributions.StudentT(5.0, params[self.location], scale)
+
+    def sample(self, model_output):
+        return self._distr_from_params(self._params_from_output(model_output)).sample()
+
+    @property
+    def num_parameters(self):
+        return 2
+
+
+@pytest.mark.parametrize("location", [0, 1])
+def test_a_location_of_the_user_goes_anywhere(location):
+    likelihood = StudentTLikelihood(location)
+    raw = torch.zeros(1, 1, 1, 2)
+    raw[..., location] = -200.0
+    raw = raw.requires_grad_()
+    assert bounded(likelihood, raw)[..., location] == -200
+    x = torch.full((1, 1, 1), -300.0)
+    loss = negative_log_likelihood(likelihood, raw, x, torch.ones_like(x))
+    loss.backward()
+    # towards the value
+    assert raw.grad[..., location] > 0
+
+
+def test_a_positive_parameter_of_the_user_is_not_rounded_to_zero():
+    raw = torch.tensor([-200.0, -200.0]).view(1, 1, 1, 2)
+    x = torch.full((1, 1, 1), -201.0)
+    assert log_prob(StudentTLikelihood(0), raw, x, torch.ones_like(x)).isfinite()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])

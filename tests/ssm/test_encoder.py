@@ -87,6 +87,17 @@ def test_without_derivatives_paths_are_the_same(num_samples):
     torch.testing.assert_close(drawn, type(drawn)(*(x.detach() for x in expected)))
 
 
+def test_moments_are_in_full_precision():
+    """Those of a step are as precise as those along a path."""
+    torch.manual_seed(0)
+    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=5, reach=REACH)
+    torch.nn.init.normal_(encoder.out.weight)
+    step = torch.randn(9, LATENT_DIM), torch.randn(9, 10), torch.tensor(0.01)
+    expected = encoder.moments(*step)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(encoder.moments(*step), expected, rtol=0, atol=0)
+
+
 def test_std_is_never_under_its_floor():
     encoder = random_encoder(std=10.0)  # drives some stds to nothing but the floor
     _, _, std = encoder.sample_path(encoder(features(num_series=200)), FLOOR)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from darts_ddssm.datasets import BimodalRandomWalk
+from darts_ddssm.datasets import BimodalRandomWalk, LinearGaussian
 from darts_ddssm.ssm import particles
 from darts_ddssm.ssm.context import History, MarkovContext, RecurrentContext
 from darts_ddssm.ssm.encoder import PosteriorPath
@@ -64,25 +64,30 @@ class ExactEncoder:
         return PosteriorPath(mean + std * torch.randn_like(mean), mean, std)
 
 
-def window_of(series: np.ndarray) -> tuple[Window, Tensor]:
-    """Return series (B, T) with NaN in gaps as a window, and as an encoder's output."""
+def window_of(series: np.ndarray) -> Window:
+    """Return series (B, T) with NaN in gaps as a window."""
     x = torch.from_numpy(series).unsqueeze(-1)
     observed = (~x.isnan()).double()
     x = x.nan_to_num()
     none = x[..., :0]
-    window = Window(x, observed, none, none, torch.ones_like(x))
-    return window, torch.cat([x, observed], -1).transpose(0, 1)
+    return Window(x, observed, none, none, torch.ones_like(x))
+
+
+def encode(window: Window) -> Tensor:
+    """Output (T, B, 2) of an encoder that looks at each step alone."""
+    return torch.cat([window.x, window.observed], -1).transpose(0, 1)
 
 
 def arguments(series: np.ndarray, num_samples: int) -> tuple:
-    window, projection = window_of(series)
+    window = window_of(series)
 
     def log_emission(z: Tensor, series: Tensor, t: int) -> Tensor:
         density = torch.distributions.Normal(z, WALK.noise)
         return density.log_prob(window.x[series, t]).squeeze(-1)
 
     share_observed = window.observed.squeeze(-1)
-    parts = ExactTransition(), ExactEncoder(), projection, window, share_observed
+    of_encoder = ExactEncoder(), encode, encode(window)
+    parts = ExactTransition(), *of_encoder, window, share_observed
     return *parts, log_emission, num_samples, 5
 
 
@@ -130,15 +135,22 @@ def test_later_observations_tell_ways_apart_that_hardly_differ(monkeypatch):
     monkeypatch.setattr(f"{__name__}.WALK", BimodalRandomWalk(decay=0.9, noise=0.3))
     x = np.stack([walk(12, seed, slice(3, 5)) for seed in range(100)])
     posteriors = [WALK.smooth(one[:, None]) for one in x]
-    states = np.stack([p.probabilities @ p.states[:, :, 0] for p in posteriors])
     goes_up = [p.states[:, 3, 0] > WALK.decay * p.states[:, 2, 0] for p in posteriors]
     expected = [p.probabilities @ up for p, up in zip(posteriors, goes_up, strict=True)]
-    # an encoder that has seen all of the series
-    projection = torch.from_numpy(np.stack([states, ~np.isnan(x)], -1)).transpose(0, 1)
+
+    def encode(window: Window) -> Tensor:
+        """Output (T, B, 2) of an encoder that sees all of a window."""
+        values = torch.where(window.observed > 0, window.x, torch.nan).numpy()
+        posteriors = [WALK.smooth(one) for one in values]
+        states = np.stack([p.probabilities @ p.states[:, :, 0] for p in posteriors])
+        # (B, T) each -> (T, B, 2)
+        parts = torch.from_numpy(states), window.observed.squeeze(-1)
+        return torch.stack(parts, -1).transpose(0, 1)
 
     def mean_error() -> float:
-        transition, encoder, _, *rest = arguments(x, NUM_SAMPLES)
-        path = sample_states(transition, encoder, projection, *rest).path
+        transition, encoder, _, _, window, *rest = arguments(x, NUM_SAMPLES)
+        of_encoder = encoder, encode, encode(window)
+        path = sample_states(transition, *of_encoder, window, *rest).path
         # (S * B, T, 1) -> (S, B, T)
         path = path.squeeze(-1).unflatten(0, (NUM_SAMPLES, -1))
         found = (path[..., 3] > WALK.decay * path[..., 2]).double().mean(0).numpy()
@@ -217,8 +229,9 @@ def test_paths_that_meet_the_observation_are_counted():
     """Those that go up as often as they must in five jumps, by how near they come."""
     torch.manual_seed(0)
     x = walk(10, 0, slice(3, 7))
-    *parts, share_observed, log_emission, _, _ = arguments(x[None], NUM_SAMPLES)
-    gaps = Gaps.of(parts[-1], share_observed)
+    found = arguments(x[None], NUM_SAMPLES)
+    transition, encoder, _, projection, window, share_observed, log_emission, *_ = found
+    parts, gaps = (transition, encoder, projection, window), Gaps.of(share_observed)
     num_paths = torch.full_like(gaps.number, 1600)
     found = Particles(*parts, gaps, log_emission, NUM_SAMPLES, 5, num_paths)
     found.run()
@@ -232,25 +245,24 @@ def test_a_step_that_is_observed_in_part_is_not_left_to_the_encoder():
     """Whose guess of it is wrong here: the walk never stays where it was."""
     torch.manual_seed(0)
     x = walk(8, 0, slice(3, 3))
-    transition, encoder, projection, window, share, *rest = arguments(x[None], NUM_SAMPLES)
-    guess = projection.clone()
+    found = arguments(x[None], NUM_SAMPLES)
+    transition, *of_encoder, projection, window, share, log_emission, _, _ = found
+    rest, guess = (log_emission, NUM_SAMPLES, 5), projection.clone()
     guess[4, 0, 0] = x[3]
     for known, expected in ((1.0, x[3]), (0.5, x[4])):
         share[0, 4] = known
-        states = sample_states(transition, encoder, guess, window, share, *rest)
+        states = sample_states(transition, *of_encoder, guess, window, share, *rest)
         assert (states.path[:, 4, 0] - expected).abs().max() < 6 * SPREAD
     # and so is the first step, which the transition hardly knows
     share[0], guess[0, 0, 0] = 1.0, x[0] + 1
     share[0, 0] = 0.5
-    states = sample_states(transition, encoder, guess, window, share, *rest)
+    states = sample_states(transition, *of_encoder, guess, window, share, *rest)
     assert (states.path[:, 0, 0] - x[0] - 1).abs().max() < 6 * SPREAD
 
 
 def test_gaps_and_their_numbers():
     observed = torch.tensor([[0, 0, 1, 0.5, 0, 1, 1, 0], [1, 1, 1, 1, 0, 1, 0.5, 1]])
-    x = observed.unsqueeze(-1)
-    window = Window(x, x, x[..., :0], x[..., :0], torch.ones_like(x))
-    gaps = Gaps.of(window, observed)
+    gaps = Gaps.of(observed)
     # what follows the last observation is no gap
     assert gaps.inside.int().tolist() == [
         [1, 1, 0, 1, 1, 0, 0, 0],
@@ -325,6 +337,108 @@ def test_paths_know_what_the_transition_needs(order):
         last = slice(6, 9) if order is None else slice(0, 9)
         expected = context.from_path(states[:, last], inputs[paths.owner, last])
         torch.testing.assert_close(late.history, expected)
+
+
+# --- the exact posterior of a linear-Gaussian series ----------------------------------
+
+
+class LinearOracle:
+    """The exact transition of z' = 0.95 z + e, and its exact encoder, under some noise.
+
+    The posterior of a state given the one before and all data from it on is Gaussian. Its
+    moments follow from what the data from each step on say of the state before.
+    """
+
+    context = ExactTransition.context
+    decay, innovation = 0.95, 0.1
+
+    def __init__(self, noise: float) -> None:
+        self.noise = noise
+        self.first = self.innovation / (1 - self.decay**2)
+
+    def min_std(self, num_steps: int) -> Tensor:
+        return torch.zeros(num_steps).double()
+
+    def sample(self, history: History, u: Tensor, num_solver_steps: int) -> Tensor:
+        variance = torch.where(history.started > 0, self.innovation, self.first)
+        z = history.previous
+        return self.decay * z + variance.sqrt() * torch.randn_like(z)
+
+    def encode(self, window: Window) -> Tensor:
+        """Factor of the state before, shift and standard deviation, (T, B, 3)."""
+        x, seen = window.x.squeeze(-1), window.observed.squeeze(-1)
+        # of the data after a step, as of one observation: precision, and it times the mean
+        precision, weighted = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
+        found = []
+        for t in reversed(range(x.shape[1])):
+            precision = precision + seen[:, t] / self.noise
+            weighted = weighted + seen[:, t] * x[:, t] / self.noise
+            before = self.innovation if t > 0 else self.first
+            variance = 1 / (1 / before + precision)
+            factor = variance * self.decay / before
+            found.append(torch.stack([factor, variance * weighted, variance.sqrt()], -1))
+            weighted = factor * weighted
+            precision = self.decay * factor * precision
+        return torch.stack(found[::-1])
+
+    def moments(
+        self, z: Tensor, projection: Tensor, floor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        factor, shift, std = projection.split(1, dim=-1)
+        return factor * z + shift, std.expand_as(z)
+
+    def paths(self, x: np.ndarray, num_samples: int, filtering: bool) -> Tensor:
+        """Paths of one series, (S, T)."""
+        window = window_of(x[None])
+
+        def log_emission(z: Tensor, series: Tensor, t: int) -> Tensor:
+            density = torch.distributions.Normal(z, math.sqrt(self.noise))
+            return density.log_prob(window.x[series, t]).squeeze(-1)
+
+        of_encoder = self, self.encode, self.encode(window)
+        how = log_emission, num_samples, 5, filtering
+        share = window.observed.squeeze(-1)
+        return sample_states(self, *of_encoder, window, share, *how).path.squeeze(-1)
+
+    @property
+    def process(self) -> LinearGaussian:
+        parts = [[self.decay]], [[1.0]], [[self.innovation]], [[self.noise]]
+        return LinearGaussian(*parts)
+
+    def smooth(self, x: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Exact mean and variance of each state, (T,)."""
+        found = self.process.smooth(x[:, None])
+        moments = found.smoothed_mean[:, 0], found.smoothed_covariance[:, 0, 0]
+        mean, variance = (torch.as_tensor(part) for part in moments)
+        return mean, variance
+
+
+@pytest.mark.parametrize(
+    "noise, filtering, gap, bound",
+    [
+        # what comes after a gap counts once
+        (0.5, True, slice(6, 7), 0.2),
+        (0.1, True, slice(5, 7), 0.2),
+        # a state after a gap knows what comes later, but for the little that the fourth
+        # observation from there says
+        (0.1, False, slice(3, 4), 0.35),
+        (0.01, False, slice(3, 4), 0.35),
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_paths_have_the_moments_of_the_exact_posterior(noise, filtering, gap, bound, seed):
+    """But for so many of its standard deviations, of 4,000 paths."""
+    torch.manual_seed(seed)
+    oracle = LinearOracle(noise)
+    (series,) = oracle.process.simulate(1, 8, random_state=seed).series
+    x = series.values()[:, 0].astype(float)
+    x[gap] = np.nan
+    path = oracle.paths(x, 4000, filtering)
+    mean, variance = oracle.smooth(x)
+    off = (path.mean(0) - mean).abs() / variance.sqrt()
+    steps = slice(-1, None) if filtering else slice(None)
+    assert off[steps].max() < bound
+    assert ((path.var(0) / variance)[steps].log().abs() < math.log(1.3)).all()
 
 
 # --- weights --------------------------------------------------------------------------

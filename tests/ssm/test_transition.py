@@ -295,6 +295,92 @@ def test_processes_exchange_their_moments_at_once(monkeypatch, num_steps):
         torch.testing.assert_close(one_of_two.get_buffer(name), value)
 
 
+def buffers(transition: Transition) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in transition.named_buffers()}
+
+
+def assert_same_buffers(transition: Transition, expected: dict[str, Tensor]) -> None:
+    for name, value in transition.named_buffers():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_steps_without_a_weight_do_not_count():
+    """As if the paths ended before, or as if a path were not there."""
+    weighted, plain = (transition_of(DiffusionTransition, 2) for _ in range(2))
+    path, weight = posterior(20, 6, latent_dim=2), torch.ones(20, 6)
+    weight[:, 4:] = 0
+    weight[3] = 0
+    for part in path:
+        part[:, 4:] += 100
+        part[3] += 100
+    weighted.track_moments(path, weight)
+    rows = [*range(3), *range(4, 20)]
+    plain.track_moments(PosteriorPath(*(part[rows, :4] for part in path)))
+    assert_same_buffers(weighted, buffers(plain))
+
+
+def test_a_weight_of_two_counts_as_two_steps():
+    weighted, plain = (transition_of(DiffusionTransition, 2) for _ in range(2))
+    path, weight = posterior(20, 6, latent_dim=2), torch.ones(20, 6)
+    weight[7] = 2
+    weighted.track_moments(path, weight)
+    rows = [*range(20), 7]
+    plain.track_moments(PosteriorPath(*(part[rows] for part in path)))
+    assert_same_buffers(weighted, buffers(plain))
+
+
+def test_what_no_step_counts_for_is_left_as_it_is():
+    """The first step, the others, or all."""
+    transition = transition_of(DiffusionTransition, 2)
+    transition.track_moments(posterior(20, 6, latent_dim=2))
+    path, weight = posterior(20, 6, latent_dim=2), torch.ones(20, 6)
+    for steps, kept in [(slice(1), [0]), (slice(1, None), [1]), (slice(None), [0, 1])]:
+        before = buffers(transition)
+        transition.track_moments(path, weight.index_fill(1, torch.arange(6)[steps], 0))
+        after = buffers(transition)
+        same = before["squared_scale"] == after["squared_scale"]
+        assert same.nonzero().flatten().tolist() == kept
+        for name in ("squares", "products", "drift"):
+            assert torch.equal(before[name], after[name]) == (1 in kept)
+        assert (before["num_updates"] == after["num_updates"]) == (kept == [0, 1])
+
+
+def test_processes_share_what_counts(monkeypatch):
+    """However few steps count in one of them: each step counts the same."""
+    alone, one_of_two = (transition_of(DiffusionTransition, 2) for _ in range(2))
+    path, weight = posterior(20, 6, latent_dim=2), torch.rand(20, 6).round()
+    weight[:10, 1:] = 0
+    alone.track_moments(path, weight)
+    sums = []
+
+    def all_reduce(value: Tensor) -> None:
+        sums.append(value.clone())
+        value.copy_(sum(sums))
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    # what the other one has, and then both
+    transition_of(DiffusionTransition, 2).track_moments(path.rows(slice(10)), weight[:10])
+    one_of_two.track_moments(path.rows(slice(10, None)), weight[10:])
+    assert_same_buffers(one_of_two, buffers(alone))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scale_in_half_precision_follows_a_change(dtype):
+    """By steps that are too small for 16 bits."""
+    half = transition_of(DiffusionTransition, 2).to(dtype)
+    single = transition_of(DiffusionTransition, 2).to(dtype).float()
+    assert half.drift.dtype == dtype and half.scale(half.drift).dtype == dtype
+    for size, count in ((1.0, 100), (1.1, 300)):
+        path = PosteriorPath(*(size * part for part in posterior(20, 6, latent_dim=2)))
+        path = PosteriorPath(*(part.to(dtype) for part in path))
+        for _ in range(count):
+            half.track_moments(path)
+            single.track_moments(PosteriorPath(*(part.float() for part in path)))
+    for name in ("squared_scale", "squares", "products"):
+        torch.testing.assert_close(half.get_buffer(name), single.get_buffer(name))
+
+
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_paths_that_are_not_finite_leave_no_trace(value):
     transition = transition_of(DiffusionTransition, 2)

@@ -16,6 +16,8 @@ from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 from darts_ddssm import DDSSMModel
 from darts_ddssm.series.batches import training_window
 from darts_ddssm.ssm.state_space import AFTER_GAP_WEIGHT, StateSpaceModel
+from darts_ddssm.ssm.transition import Transition
+from darts_ddssm.training.losses import training_loss
 from tests.helpers import TRAINER, UNIT_SCALES, noisy_sine
 
 
@@ -194,6 +196,36 @@ def test_training_alone_weighs_the_kl_after_a_gap(tiny, gap):
         torch.testing.assert_close(kl_part(), kl.sum() / 72)
     kl[:, gap.stop] *= AFTER_GAP_WEIGHT if gap.start else 1.0
     torch.testing.assert_close(kl_part(), kl.sum() / 72)
+
+
+def test_the_transition_tracks_steps_that_teach_it(tiny, monkeypatch):
+    """No guesses in gaps, and nothing after the last observation."""
+    tracked = []
+
+    def spy(transition, path, weight=None):
+        tracked.append(weight)
+        assert weight is None or weight.shape == path.z.shape[:2]
+
+    monkeypatch.setattr(Transition, "track_moments", spy)
+    model = tiny().fit(noisy_sine()).model.series_model
+    assert set(tracked) == {None}
+    target = torch.randn(4, 18, 1)
+    target[1, 5:8] = torch.nan
+    target[2, 14:] = torch.nan
+    batch = TorchTrainingBatch(past_target=target[:, :12], future_target=target[:, 12:])
+    window = training_window(batch, 0, 1, UNIT_SCALES)
+    expected = torch.ones(4, 18)
+    expected[1, 5:9] = 0
+    expected[2, 14:] = 0
+    for observed in (None, window.observed):
+        training_loss(model, window, observed, 1.0, 0.0, 0.25, 0.0, 0.0, False)
+        assert torch.equal(tracked[-1], expected)
+    # hardly a step is observed after another one: guesses count until the last observation
+    target[:, ::2] = torch.nan
+    window = training_window(batch, 0, 1, UNIT_SCALES)
+    training_loss(model, window, window.observed, 1.0, 0.0, 0.25, 0.0, 0.0, False)
+    expected[1] = 1
+    assert torch.equal(tracked[-1], expected)
 
 
 @pytest.mark.parametrize("share, rows", [(0, 0), (0.25, 4), (0.75, 12)])

@@ -1,6 +1,7 @@
 """Weight of the KL, learning rate and number of updates of a training."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from darts import TimeSeries
 from darts.utils.timeseries_generation import gaussian_timeseries
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, Timer
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.estimator.automatic import (
@@ -24,6 +25,7 @@ from darts_ddssm.training.schedule import (
     input_noise,
     kl_weight,
     learning_rate_share,
+    progress,
 )
 from darts_ddssm.training.soap import SOAP
 from tests.helpers import TRAINER, changed, kept, noisy_sine, state
@@ -84,6 +86,43 @@ def test_schedule_ends_with_the_time(tiny):
     trainer = {"callbacks": [record], "max_time": {"seconds": 3}}
     tiny(trainer, n_epochs=100_000).fit(noisy_sine())
     assert record.weights[0] == pytest.approx(0.05) and record.weights[-1] == 1.0
+
+
+class Clock(Timer):
+    """A clock that shows a share of the time."""
+
+    def __init__(self, share):
+        super().__init__({"seconds": 1})
+        self.share = share
+
+    def time_elapsed(self, *args):
+        return self.share
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_clock_of_the_first_process_counts(num_processes):
+    """In all processes: else each would have a learning rate of its own."""
+    said = []
+
+    def broadcast(share: float) -> float:
+        # the first process comes first
+        said.append(share)
+        return said[0]
+
+    strategy = SimpleNamespace(broadcast=broadcast)
+    fixed = dict(estimated_stepping_batches=100, global_step=10)
+    shares = [
+        progress(
+            SimpleNamespace(
+                callbacks=[Clock(share)],
+                world_size=num_processes,
+                strategy=strategy,
+                **fixed,
+            )
+        )
+        for share in (0.4, 0.5)
+    ]
+    assert shares == ([0.4, 0.4] if num_processes == 2 else [0.4, 0.5])
 
 
 class Stop(Callback):

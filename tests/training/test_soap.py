@@ -175,6 +175,34 @@ def test_parameters_without_gradients_stay():
     torch.testing.assert_close(other.detach(), before)
 
 
+def test_what_is_frozen_in_training_stays():
+    """And what is trained on beside it is as if it had a gradient of zero."""
+    parameters, others = (
+        [matrix(16, 24, 0), matrix(16, 24, 1), nn.Parameter(torch.ones(3).double())]
+        for _ in range(2)
+    )
+    optimizers = [SOAP(each, lr=0.1) for each in (parameters, others)]
+    gradients = gradients_of(16, 24, 20)
+
+    def train_all(gradients: list[torch.Tensor], trained: int) -> None:
+        for gradient in gradients:
+            for each, optimizer in zip((parameters, others), optimizers, strict=True):
+                optimizer.zero_grad()
+                for parameter in each[:trained]:
+                    part = gradient.flatten()[: parameter.numel()]
+                    parameter.grad = part.view_as(parameter)
+                optimizer.step()
+
+    train_all(gradients[:10], 3)
+    before = [parameter.detach().clone() for parameter in parameters]
+    for parameter in parameters[1:]:
+        parameter.requires_grad_(False)
+    train_all(gradients[10:], 1)
+    for parameter, other, start in zip(parameters, others, before, strict=True):
+        assert not torch.equal(other, start)
+        assert torch.equal(parameter, start if parameter is not parameters[0] else other)
+
+
 def test_half_precision_is_trained_with_a_state_of_single_precision():
     parameter = nn.Parameter(matrix(16, 24, 0).detach().bfloat16())
     optimizer = SOAP([parameter], lr=0.1)

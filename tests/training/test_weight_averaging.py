@@ -1,11 +1,13 @@
 """The average of the weights: what is validated, saved, resumed and in which precision."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from darts import TimeSeries
 from darts.utils.serialization import safe_globals
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from darts_ddssm import DDSSMModel
@@ -73,6 +75,38 @@ def test_average_is_as_precise_as_the_weights(tiny):
     assert not torch.equal(weight, weight.float().double())
 
 
+class OneWeight(LightningModule):
+    """A module of a single weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_average_in_half_precision_does_not_stall(dtype):
+    """Though an update moves it by less than the weights can hold, validated or not."""
+    module, average, trainer = OneWeight(), _AveragedWeights(), Trainer(**TRAINER)
+    average.setup(trainer, module, "fit")
+    module.to(dtype)
+    average.on_fit_start(trainer, module)
+    # so many that an update replaces a thousandth
+    average._average_model.n_averaged += 9000
+    module.weight.data.fill_(1.125)
+    rounding = torch.finfo(dtype).eps
+    for step in range(1, 1001):
+        average.on_train_batch_end(SimpleNamespace(global_step=step), module)
+        expected = 1.125 - 0.125 * 0.999**step
+        if step % 10 == 0:
+            average.on_validation_epoch_start(trainer, module)
+            assert module.weight.item() == pytest.approx(expected, rel=rounding)
+            average.on_validation_epoch_end(trainer, module)
+            assert module.weight.item() == 1.125
+    average.on_train_end(trainer, module)
+    assert module.weight.dtype == dtype
+    assert module.weight.item() == pytest.approx(expected, rel=rounding)
+
+
 def test_averaged_weights_whichever_way_they_are_loaded(tiny, tmp_path):
     arguments = dict(n_epochs=4, optimizer_kwargs=LARGE_STEP)
     model = tiny(**kept(tmp_path), **arguments).fit(noisy_sine())
@@ -118,7 +152,7 @@ class Interrupted(Seeded):
         trainer.should_stop = trainer.current_epoch == 2
 
 
-@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "16-true"])
 def test_resumed_training_ends_where_one_go_does(tiny, tmp_path, precision):
     """So the weights, the optimizer's state, the schedule and the scales survive."""
     dtype = np.float64 if precision == "64-true" else np.float32
