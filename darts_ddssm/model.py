@@ -329,8 +329,9 @@ class DDSSMModel(LatentMethods):
             input chunk's mean and spread predict the output chunk better than those of all
             that was known before, or, in many windows of series that keep returning to
             their mean, better than a linear forecast by the chunk's level. A season that is
-            found is left out of this comparison. A chunk that hardly varies is divided by what the narrowest
-            chunks of the training set that do vary have. The mean is that of those last
+            found is left out of this comparison. A chunk that hardly varies is divided by
+            what the narrowest chunks of the training set that do vary have. The mean is
+            that of those last
             steps of the chunk that predict the output chunk best: of one for a random
             walk, of a season where there are season and trend, of all steps where none
             are clearly better. Where the last values also tell, by a clear margin, how
