@@ -324,22 +324,21 @@ class DDSSMModel(LatentMethods):
             :meth:`log_likelihood` is then that of what follows the first input chunk, and
             :meth:`simulate`, which would have no scale, is refused. It needs a likelihood
             of values that have a unit: not the Beta, Bernoulli, Dirichlet or continuous
-            Bernoulli one. ``None`` switches it on where the
-            training series drift or differ in scale, that is, where in their last third the
-            input chunk's mean and spread predict the output chunk better than those of all
-            that was known before, or, in many windows of series that keep returning to
-            their mean, better than a linear forecast by the chunk's level. A season that is
-            found is left out of this comparison. A chunk that hardly varies is divided by
-            what the narrowest chunks of the training set that do vary have. The mean is
-            that of those last
-            steps of the chunk that predict the output chunk best: of one for a random
-            walk, of a season where there are season and trend, of all steps where none
-            are clearly better. Where the last values also tell, by a clear margin, how
-            the level goes on, the trend that they have, or half of it, is taken out of
-            the window, and forecasts go on with it. So is the season of the chunk, its
-            mean over the last cycles, where there are at most 900 windows, a chunk has
-            two cycles at least, and forecasts with it are better by 30 %. Its length is
-            found in the training series.
+            Bernoulli one. ``None`` switches it on where the training series drift or differ
+            in scale, that is, where in their last third the input chunk's mean and spread
+            predict the output chunk better than those of all that was known before, or, in
+            many windows of series that keep returning to their mean, better than a linear
+            forecast by the chunk's level. A season that is found is left out of this
+            comparison. A chunk that hardly varies is divided by what the narrowest chunks
+            of the training set that do vary have. The mean is that of those last steps of
+            the chunk that predict the output chunk best: of one for a random walk, of a
+            season where there are season and trend, of all steps where none are clearly
+            better. Where the last values also tell, by a clear margin, how the level goes
+            on, the trend that they have, or half of it, is taken out of the window, and
+            forecasts go on with it. So is the season of the chunk, its mean over the last
+            cycles, where there are at most 900 windows, a chunk has two cycles at least,
+            and forecasts with it are better by 30 %. Its length is found in the training
+            series.
         n_epochs
             Number of epochs of training. ``None`` for as many as make about 400 updates, up
             to 3,500 where there are many training windows, or many short series of which

@@ -533,11 +533,29 @@ class Paths:
 
     def replace(self, rows: Tensor, z: Tensor) -> None:
         """Put other states (N', k, D) in place of the last k ones of some paths, (N',)."""
-        states = self.last(self.num_steps)
-        states[rows, -z.shape[1] :] = z
-        places = torch.arange(len(states), device=states.device)
-        self._before, self._since = [(states, places)], []
+        number = z.shape[1]
+        states = self.last(number)
+        states[rows] = z
+        self._drop(number)
+        self._since += states.unbind(1)
         self.previous, self._history = states[:, -1], None
+
+    def _drop(self, number: int) -> None:
+        """Forget the last states of all paths."""
+        in_since = min(number, len(self._since))
+        del self._since[len(self._since) - in_since :]
+        number, places = number - in_since, None
+        while number > 0:
+            states, kept = self._before.pop()
+            places = kept if places is None else kept[places]
+            left = max(states.shape[1] - number, 0)
+            number -= states.shape[1] - left
+            if left > 0:
+                self._before.append((states[:, :left], places))
+                places = None
+        if places is not None and self._before:
+            states, kept = self._before[-1]
+            self._before[-1] = states, kept[places]
 
     def keep(self, places: Tensor) -> None:
         """Keep the paths at some places, as often as these are named."""

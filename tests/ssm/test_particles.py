@@ -330,6 +330,15 @@ def test_paths_know_what_the_transition_needs(order):
             assert torch.equal(paths.previous, states[:, t])
             for number in (1, 2, t + 1):
                 assert torch.equal(paths.last(number), states[:, -number:])
+            if t % 4 == 3:
+                # some of the last states of some paths, up to all that there are
+                number = {3: 4, 7: 3, 11: 1}[t]
+                new, rows = torch.randn(2, number, 2).double(), torch.tensor([0, 2])
+                paths.replace(rows, new)
+                states = states.clone()
+                states[rows, -number:] = new
+                assert torch.equal(paths.previous, states[:, t])
+                assert torch.equal(paths.last(t + 1), states)
         # a history that is asked for late is that of the last latents
         late = Paths(context, inputs, paths.owner, inputs)
         for z in states[:, :9].unbind(1):
