@@ -37,9 +37,9 @@ from darts_ddssm.estimator.automatic import (
     automatic_n_epochs,
     automatic_num_updates,
     automatic_patch_length,
-    automatic_reflection,
     automatic_trend_augmentation,
     even_patch_length,
+    may_reflect,
     say_once,
 )
 from darts_ddssm.estimator.covariates import TrainingCovariates
@@ -686,8 +686,8 @@ class DDSSMModel(LatentMethods):
             # what a fitted transition sees stays, and one of some order sees its last steps
             may_see_lags = is_new and self.model_params["transition_order"] is None
             may_see_lags &= any(part is not None for part in inputs)
-            may_augment = self.model_params["trend_augmentation"] != 0
-            if length_is_open or None in levels or may_see_lags or may_augment:
+            can_reflect = self._may_reflect(train_dataset, scales[-1])
+            if length_is_open or None in levels or may_see_lags or can_reflect:
                 errors = self._forecast_errors(train_dataset, *scales)
             noise = self._input_noise(errors, train_dataset)
             covariate_noise = self._covariate_noise(errors)
@@ -861,6 +861,20 @@ class DDSSMModel(LatentMethods):
             )
         return found
 
+    def _may_reflect(
+        self, dataset: TorchTrainingDataset, local_pattern: LocalPattern | None
+    ) -> bool:
+        """Whether windows are reflected if the past says no more than its last value."""
+        if self.model_params["trend_augmentation"] == 0 or local_pattern is None:
+            return False
+        sample = dataset[0]
+        inputs = sample.past_covariates, sample.future_covariates, sample.static_covariates
+        return family_of(self.likelihood).location_scale and may_reflect(
+            len(dataset),
+            local_pattern.level_steps == 1 and local_pattern.season_length == 0,
+            any(part is not None for part in inputs),
+        )
+
     def _augmentation(
         self,
         dataset: TorchTrainingDataset,
@@ -877,14 +891,7 @@ class DDSSMModel(LatentMethods):
             return float(own or 0.0), False
         if own == 0:
             return 0.0, False
-        sample = dataset[0]
-        inputs = sample.past_covariates, sample.future_covariates, sample.static_covariates
-        ends_at_level = local_pattern.level_steps == 1 and local_pattern.season_length == 0
-        reflects = automatic_reflection(
-            num_windows,
-            ends_at_level and may_be_walk(errors),
-            any(part is not None for part in inputs),
-        )
+        reflects = self._may_reflect(dataset, local_pattern) and may_be_walk(errors)
         if own is not None:
             return float(own), reflects
         trend = automatic_trend_augmentation(num_windows, 1 - local_pattern.trend_share)

@@ -145,8 +145,8 @@ def automatic_trend_augmentation(num_windows: int, share_left: float) -> float:
     return TREND_AUGMENTATION * min(FEWEST_WINDOWS / num_windows, 1.0)
 
 
-def automatic_reflection(num_windows: int, is_walk: bool, has_inputs: bool) -> bool:
-    """Tell whether half of the training windows are turned upside down.
+def may_reflect(num_windows: int, ends_at_level: bool, has_inputs: bool) -> bool:
+    """Tell whether half of the training windows may be turned upside down.
 
     A walk may as well fall as rise, but a season has its shape, and covariates act in one
     direction.
@@ -155,12 +155,13 @@ def automatic_reflection(num_windows: int, is_walk: bool, has_inputs: bool) -> b
     ----------
     num_windows
         Windows of the training set.
-    is_walk
-        Whether the past says no more of what follows than its last value.
+    ends_at_level
+        Whether the level of each window is the last value of its input chunk, without a
+        season.
     has_inputs
         Whether there are covariates.
     """
-    return is_walk and not has_inputs and num_windows <= FEW_WINDOWS
+    return ends_at_level and not has_inputs and num_windows <= FEW_WINDOWS
 
 
 def automatic_learning_rate(num_windows: int) -> float:
