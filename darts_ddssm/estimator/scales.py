@@ -693,11 +693,12 @@ def _keep_returning(series: Sequence[TimeSeries]) -> bool:
     numbers = []
     for one in series:
         # (T, C, samples) -> (T, C)
-        values = one.all_values(copy=False).astype(np.float64).mean(-1)
-        off = values - np.nanmean(values, axis=0)
-        is_far = np.abs(off) > NEAR_MEAN * np.nanstd(values, axis=0)
-        for side, far in zip(np.sign(off).T, is_far.T, strict=True):
-            numbers.append(np.count_nonzero(np.diff(side[far])))
+        x = torch.from_numpy(one.all_values(copy=False).astype(np.float64).mean(-1))
+        mean, std, _ = moments(x)
+        # what is missing is nowhere
+        for off, spread in zip((x - mean).T, std, strict=True):
+            side = off[off.abs() > NEAR_MEAN * spread].sign()
+            numbers.append(int(side.diff().count_nonzero()))
     return float(np.mean(numbers)) >= MIN_CROSSINGS
 
 
