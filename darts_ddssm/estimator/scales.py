@@ -689,17 +689,24 @@ def _mean_of(parts: Iterable[Tensor]) -> float:
 
 
 def _keep_returning(series: Sequence[TimeSeries]) -> bool:
-    """Tell whether series cross their mean again and again, as a random walk does not."""
-    numbers = []
+    """Tell whether series cross their mean again and again, as a random walk does not.
+
+    Each component must do so, on average over the series.
+    """
+    # of each series, C numbers
+    numbers: list[list[int]] = []
     for one in series:
         # (T, C, samples) -> (T, C)
         x = torch.from_numpy(one.all_values(copy=False).astype(np.float64).mean(-1))
         mean, std, _ = moments(x)
-        # what is missing is nowhere
-        for off, spread in zip((x - mean).T, std, strict=True):
-            side = off[off.abs() > NEAR_MEAN * spread].sign()
-            numbers.append(int(side.diff().count_nonzero()))
-    return float(np.mean(numbers)) >= MIN_CROSSINGS
+        off = x - mean
+        # what is missing is on no side
+        sides = [
+            part[part.abs() > NEAR_MEAN * spread].sign()
+            for part, spread in zip(off.T, std, strict=True)
+        ]
+        numbers.append([int(side.diff().count_nonzero()) for side in sides])
+    return bool(np.mean(numbers, axis=0).min() >= MIN_CROSSINGS)
 
 
 def _linear_by_level(

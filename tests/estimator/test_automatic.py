@@ -232,6 +232,8 @@ def test_many_windows_of_series_that_keep_returning_have_one_scale(number, lengt
     # one that never returns, few windows, and a level that changes
     assert decided(series_of(1.0))
     assert decided([one[:150] for one in series_of(0.9)[:4]])
+    walks = [one.stack(other) for one, other in zip(*map(series_of, (0.9, 1)), strict=True)]
+    assert decided(walks)
     rise = np.linspace(0, 60, length)[:, None, None]
     assert decided([one + rise for one in series_of(0.9)])
 
