@@ -43,7 +43,7 @@ from torch import Tensor
 from darts_ddssm.ssm.context import Context, History
 from darts_ddssm.ssm.encoder import Encoder
 from darts_ddssm.ssm.transition import Transition
-from darts_ddssm.ssm.window import Window
+from darts_ddssm.ssm.window import Window, until_last
 
 # Paths that are sent through a gap: more, while fewer than so many of them meet the
 # observation after it. Paths count by their effective number.
@@ -282,8 +282,7 @@ class Gaps(NamedTuple):
     @classmethod
     def of(cls, share_observed: Tensor) -> "Gaps":
         """Find the gaps of series, given the share of each step that is observed."""
-        later = (share_observed > 0).flip(1).cummax(1).values.flip(1)
-        inside = (share_observed < 1) & later
+        inside = (share_observed < 1) & until_last(share_observed > 0)
         inside[:, 0] &= share_observed[:, 0] == 0
         before = torch.nn.functional.pad(inside, (1, 0))[:, :-1]
         return cls(inside, (inside & ~before).cumsum(1))

@@ -49,7 +49,7 @@ from darts_ddssm.ssm.transition import (
     GaussianTransition,
     Transition,
 )
-from darts_ddssm.ssm.window import Window
+from darts_ddssm.ssm.window import Window, until_last
 
 # Share of steps observed like the one before them, below which other steps teach the
 # transition too, all of them where it is zero.
@@ -442,8 +442,7 @@ def weights_of_moments(share_observed: Tensor) -> Tensor:
     It is the share with which the step teaches the transition. After the last observation,
     where the KL does not count, it is zero.
     """
-    until_last = (share_observed > 0).flip(1).cummax(1).values.flip(1)
-    return _teaching_share(share_observed) * until_last
+    return _teaching_share(share_observed) * until_last(share_observed > 0)
 
 
 def _teaching_steps(share_observed: Tensor) -> Tensor:

@@ -53,8 +53,12 @@ class Window(NamedTuple):
     @property
     def until_last_observation(self) -> Tensor:
         """True where anything is observed at the step or later, (B, T)."""
-        observed = self.observed.any(-1)
-        return observed.flip(1).cummax(1).values.flip(1)
+        return until_last(self.observed.any(-1))
+
+
+def until_last(observed: Tensor) -> Tensor:
+    """Tell whether anything is observed at a step or later, (B, T) -> (B, T)."""
+    return observed.flip(1).cummax(1).values.flip(1)
 
 
 def with_noise(x: Tensor, std: float) -> Tensor:
