@@ -327,7 +327,7 @@ class DDSSMModel(LatentMethods):
             Bernoulli one. ``None`` switches it on where the training series drift or differ
             in scale, that is, where in their last third the input chunk's mean and spread
             predict the output chunk better than those of all that was known before, or, in
-            many windows of series that keep returning to their mean, better than a linear
+            many windows of series that keep returning to their mean, no worse than a linear
             forecast by the chunk's level. A season that is found is left out of this
             comparison. A chunk that hardly varies is divided by what the narrowest chunks
             of the training set that do vary have. The mean is that of those last steps of
@@ -694,7 +694,8 @@ class DDSSMModel(LatentMethods):
             if may_see_lags:
                 sees_lags = self._sees_lags(errors)
             *_, local_pattern = scales
-            augmentation = self._augmentation(train_dataset, local_pattern, errors)
+            reflects = can_reflect and may_be_walk(errors)
+            augmentation = self._augmentation(train_dataset, local_pattern, reflects)
             has_season = bool(local_pattern and local_pattern.season_length)
         series = training_series(train_dataset)
         if series and (is_new or self._example is None):
@@ -879,7 +880,7 @@ class DDSSMModel(LatentMethods):
         self,
         dataset: TorchTrainingDataset,
         local_pattern: LocalPattern | None,
-        errors: ForecastErrors | None,
+        reflects: bool,
     ) -> tuple[float, bool]:
         """`trend_augmentation`, or what is chosen, and whether windows are turned over."""
         own, num_windows = self.model_params["trend_augmentation"], len(dataset)
@@ -891,7 +892,6 @@ class DDSSMModel(LatentMethods):
             return float(own or 0.0), False
         if own == 0:
             return 0.0, False
-        reflects = self._may_reflect(dataset, local_pattern) and may_be_walk(errors)
         if own is not None:
             return float(own), reflects
         trend = automatic_trend_augmentation(num_windows, 1 - local_pattern.trend_share)

@@ -678,9 +678,11 @@ def prefers_instance_scale(
         return gain > MIN_GAIN
     before = [TimeSeries.from_values(each.before.numpy()) for each in parts]
     learned = [_own_forecasts(each.x, *how) for each in windows(before)]
+    # before the last third there may be no whole window
+    if not learned:
+        return True
     by_level = _linear_by_level(learned)
-    gain = _mean_of(one.log_density - by_level(one) for one in own)
-    return gain > -MIN_GAIN
+    return _mean_of(one.log_density - by_level(one) for one in own) > -MIN_GAIN
 
 
 def _mean_of(parts: Iterable[Tensor]) -> float:

@@ -238,6 +238,15 @@ def test_many_windows_of_series_that_keep_returning_have_one_scale(number, lengt
     assert decided([one + rise for one in series_of(0.9)])
 
 
+def test_series_that_return_may_have_no_window_before_the_last_third(monkeypatch):
+    """Then nothing can be learned of their level."""
+    monkeypatch.setattr(scales, "MIN_CROSSINGS", 2)
+    monkeypatch.setattr(scales, "MIN_GAIN", -10.0)
+    rng = np.random.default_rng(0)
+    series = [TimeSeries.from_values(rng.standard_normal((20, 1))) for _ in range(60)]
+    assert prefers(series)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_like_short_series_with_a_memory_have_one_scale(tiny, seed):
     """Their last values tell the next one, and are no scale of their own."""
