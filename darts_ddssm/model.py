@@ -28,30 +28,13 @@ from darts.utils.likelihood_models.torch import (
 )
 from darts.utils.ts_utils import series2seq
 from pytorch_lightning import Trainer
-from pytorch_lightning.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
 from darts_ddssm.estimator.automatic import (
     automatic_latent_dim,
-    automatic_learning_rate,
-    automatic_n_epochs,
-    automatic_num_updates,
     automatic_patch_length,
-    automatic_trend_augmentation,
     even_patch_length,
-    may_reflect,
     say_once,
-)
-from darts_ddssm.estimator.covariates import TrainingCovariates
-from darts_ddssm.estimator.cross_validation import (
-    ForecastErrors,
-    automatic_covariate_noise,
-    automatic_input_noise,
-    each_step_tells,
-    forecast_errors,
-    is_predictable,
-    may_be_delayed,
-    may_be_walk,
 )
 from darts_ddssm.estimator.data_checks import (
     check_future_covariates,
@@ -65,13 +48,7 @@ from darts_ddssm.estimator.data_checks import (
 )
 from darts_ddssm.estimator.distillation import drop_sampler
 from darts_ddssm.estimator.latent_methods import LatentMethods
-from darts_ddssm.estimator.scales import (
-    automatic_local_pattern,
-    instance_floor,
-    is_other_scale,
-    prefers_instance_scale,
-    training_scales,
-)
+from darts_ddssm.estimator.recipe import TrainingRecipe
 from darts_ddssm.estimator.sequences import (
     checked,
     data_type,
@@ -79,9 +56,8 @@ from darts_ddssm.estimator.sequences import (
     of_type,
     prolonged,
 )
-from darts_ddssm.estimator.windows import num_observed_steps, num_without_scale
+from darts_ddssm.estimator.windows import num_without_scale
 from darts_ddssm.series.likelihoods import family_of
-from darts_ddssm.series.scaling import InstanceFloor, LocalPattern, TrainingScales
 from darts_ddssm.ssm.diffusion import MIN_SOLVER_STEPS
 from darts_ddssm.ssm.state_space import StateSpaceModel
 from darts_ddssm.training.lightning_module import _DDSSMModule, arguments_of
@@ -97,9 +73,6 @@ from darts_ddssm.validation import (
 )
 
 logger = get_logger(__name__)
-
-# More epochs than any training has, for one that ends by its steps.
-NO_LIMIT = 1_000_000
 
 # Arguments that may differ from those of the weights that are loaded.
 FREE_PARAMS = (
@@ -123,23 +96,6 @@ def _like(original: Callable[..., Any]) -> Callable[[Method], Method]:
         return cast(Method, wraps(original)(method))
 
     return decorate
-
-
-def _described(local_pattern: LocalPattern) -> str:
-    """Say which last values of an input chunk tell its level, its trend and its season."""
-
-    def last(number: int) -> str:
-        return "last value" if number == 1 else f"last {number} values"
-
-    level = f"whose level is that of its {last(local_pattern.level_steps)}"
-    if local_pattern.season_length > 0:
-        cycles = f"last {local_pattern.season_cycles} cycles"
-        steps = f"of {local_pattern.season_length} steps"
-        return f"{level} and whose season is the mean of its {cycles} {steps}"
-    if local_pattern.trend_values == 0:
-        return level
-    part = "" if local_pattern.trend_share == 1 else f"{local_pattern.trend_share:.0%} of "
-    return f"{level}, with {part}the trend of its {last(2 * local_pattern.trend_values)}"
 
 
 def _num_batches(trainer: Trainer, loader: DataLoader) -> int:
@@ -615,43 +571,6 @@ class DDSSMModel(LatentMethods):
         # is left open, it is set later
         return super()._setup_trainer(trainer, model, verbose, epochs or 1)
 
-    def _sizes(self, dataset: TorchTrainingDataset) -> tuple[int, int, int]:
-        """Return the numbers of windows, observed steps and series of a training set."""
-        num_windows, series = len(dataset), training_series(dataset)
-        if not series:
-            # windows of one series start a step apart
-            return num_windows, num_windows, 1
-        num_steps = min(num_observed_steps(series), num_windows * window_length(self))
-        return num_windows, num_steps, len(series)
-
-    def _automatic_n_epochs(
-        self,
-        dataset: TorchTrainingDataset,
-        trainer: Trainer,
-        num_batches: int,
-        errors: ForecastErrors | None,
-        season_is_known: bool,
-    ) -> int:
-        """Number of epochs, of so many batches, of a training whose length is left open."""
-        if trainer.max_steps >= 0:
-            return NO_LIMIT
-        sizes = self._sizes(dataset)
-        counts, predictable = each_step_tells(errors), is_predictable(errors)
-        wanted = automatic_num_updates(*sizes, counts, predictable, season_is_known)
-        per_update = trainer.accumulate_grad_batches
-        number = automatic_n_epochs(wanted, num_batches, per_update)
-        num_updates = number * math.ceil(num_batches / per_update)
-        reason = ""
-        if wanted < automatic_num_updates(*sizes, True, True, season_is_known):
-            reason = ", since the past says little of what follows"
-        elif season_is_known:
-            reason = ", since the season is taken out and needs no learning"
-        say_once(
-            f"`DDSSMModel` trains for {number} epochs, about {num_updates} "
-            f"updates{reason}. Pass `n_epochs` to decide it yourself."
-        )
-        return number
-
     def _setup_for_train(
         self,
         train_dataset: TorchTrainingDataset,
@@ -666,248 +585,35 @@ class DDSSMModel(LatentMethods):
         check_training_set(self, "train_dataset", train_dataset)
         if val_dataset is not None:
             check_training_set(self, "val_dataset", val_dataset)
-        scales: tuple[TrainingScales, InstanceFloor, LocalPattern | None] | None = None
-        noise, covariate_noise, sees_lags = 0.0, 0.0, False
-        augmentation, is_new = (0.0, False), self.model is None
-        errors, has_season = None, False
-        # a trainer of the user's has its own length
-        length_is_open = trainer is None and epochs == 0 and self.n_epochs is None
-        # darts refuses an empty dataset
-        if len(train_dataset) > 0:
-            if self.model is None:
-                scales = self._scales(train_dataset)
-            else:
-                # where the windows are that are normalised by them
-                scales = move_data_to_device(self.model.all_scales, "cpu")
-                self._warn_of_other_scale(train_dataset, *scales)
-            levels = [self.model_params[f"{x}_noise"] for x in ("input", "covariate")]
-            sample = train_dataset[0]
-            inputs = sample.past_covariates, sample.future_covariates
-            # what a fitted transition sees stays, and one of some order sees its last steps
-            may_see_lags = is_new and self.model_params["transition_order"] is None
-            may_see_lags &= any(part is not None for part in inputs)
-            can_reflect = self._may_reflect(train_dataset, scales[-1])
-            if length_is_open or None in levels or may_see_lags or can_reflect:
-                errors = self._forecast_errors(train_dataset, *scales)
-            noise = self._input_noise(errors, train_dataset)
-            covariate_noise = self._covariate_noise(errors)
-            if may_see_lags:
-                sees_lags = self._sees_lags(errors)
-            *_, local_pattern = scales
-            reflects = can_reflect and may_be_walk(errors)
-            augmentation = self._augmentation(train_dataset, local_pattern, reflects)
-            has_season = bool(local_pattern and local_pattern.season_length)
-        series = training_series(train_dataset)
+        series, is_new = training_series(train_dataset), self.model is None
         if series and (is_new or self._example is None):
             # now, since darts saves the model without its weights in the following call
             first = series[0][:1]
             self._example = first.with_values(np.full(first.shape[:2], np.nan))
+        # a trainer of the user's has its own length
+        length_is_open = trainer is None and epochs == 0 and self.n_epochs is None
         params = super()._setup_for_train(
             train_dataset, val_dataset, trainer, verbose, epochs, *args, **kwargs
         )
-        if length_is_open:
-            trainer = params["trainer"]
-            num_batches = _num_batches(trainer, params["datamodule"].train_dataloader())
-            trainer.fit_loop.max_epochs = self._automatic_n_epochs(
-                train_dataset, trainer, num_batches, errors, has_season
-            )
-        module = params["model"]
-        module.peak_learning_rate = automatic_learning_rate(len(train_dataset))
-        module.input_noise = noise
-        module.covariate_noise = covariate_noise
-        module.trend_augmentation, module.reflects = augmentation
-        if sees_lags:
-            module.ssm.transition.context.see_lags()
-        if module.has_own_recipe:
-            say_once(
-                "`DDSSMModel` trains with a learning rate of up to "
-                f"{module.peak_learning_rate:.1g}, by the number of training windows. Pass "
-                "`optimizer_kwargs` to decide it yourself."
-            )
-        if is_new and scales is not None:
+        module, trainer = params["model"], params["trainer"]
+        recipe = TrainingRecipe(self, train_dataset)
+        scales = recipe.scales
+        if is_new:
             if self.trainer_params["precision"] == "64-true":
                 # Lightning would cast it later, the scale already rounded.
                 module.double()
             module.set_scales(*scales)
+        module.input_noise = recipe.input_noise
+        module.covariate_noise = recipe.covariate_noise
+        if recipe.sees_lags:
+            module.ssm.transition.context.see_lags()
+        module.trend_augmentation, module.reflects = recipe.augmentation
+        if length_is_open:
+            num_batches = _num_batches(trainer, params["datamodule"].train_dataloader())
+            trainer.fit_loop.max_epochs = recipe.num_epochs(trainer, num_batches)
+        if module.has_own_recipe:
+            module.peak_learning_rate = recipe.learning_rate
         return params
-
-    @property
-    def _chunk_lengths(self) -> tuple[int, int, int]:
-        """Steps of the input chunk, of the gap after it, and of the output chunk."""
-        return self.input_chunk_length, self.output_chunk_shift, self.output_chunk_length
-
-    def _scales(
-        self, dataset: TorchTrainingDataset
-    ) -> tuple[TrainingScales, InstanceFloor, LocalPattern | None]:
-        """Take the scales of target and covariates from a training set.
-
-        The last value is ``None`` where no window is normalised by its input chunk. Else it
-        says which last values of the chunk tell its level, its trend and its season.
-        """
-        series = training_series(dataset)
-        scales = training_scales(dataset, self.input_chunk_length)
-        own = self.model_params["use_reversible_instance_norm"]
-
-        def floor_of(local_pattern: LocalPattern) -> InstanceFloor:
-            length = self.input_chunk_length
-            floor = instance_floor(series, length, scales.target, local_pattern)
-            if isinstance(own, dict) and "eps" in own:
-                # in darts the least variance, of values in the scale of the training set
-                least = own["eps"] ** 0.5 * scales.target.spread
-                floor = floor._replace(spread=floor.spread.maximum(least))
-            return floor
-
-        may_be_own = family_of(self.likelihood).has_unit and (own is None or own)
-        if not may_be_own:
-            return scales, floor_of(LocalPattern(self.input_chunk_length)), None
-        local_pattern = automatic_local_pattern(
-            series, *self._chunk_lengths, num_windows=len(dataset)
-        )
-        by_instance = own is not None or prefers_instance_scale(
-            series, *self._chunk_lengths, scales.target, local_pattern
-        )
-        if by_instance:
-            reason = (
-                ", since the training series drift or differ in scale. Pass "
-                "`use_reversible_instance_norm=False` or `True` to decide it yourself."
-            )
-            say_once(
-                "`DDSSMModel` normalises each window by its input chunk, "
-                f"{_described(local_pattern)}{reason if own is None else '.'}"
-            )
-        return scales, floor_of(local_pattern), local_pattern if by_instance else None
-
-    def _warn_of_other_scale(
-        self,
-        dataset: TorchTrainingDataset,
-        scales: TrainingScales,
-        floor: InstanceFloor,
-        local_pattern: LocalPattern | None,
-    ) -> None:
-        """Say where a training set is far from the first one, whose scale is kept."""
-        if local_pattern is not None:
-            # each window has its own
-            return
-        new, old = training_scales(dataset, self.input_chunk_length).target, scales.target
-        if is_other_scale(new, old):
-            first, second = (
-                f"{scale.shift.mean().item():.3g} +- {scale.spread.mean().item():.3g}"
-                for scale in (old, new)
-            )
-            logger.warning(
-                "`DDSSMModel` keeps the scale of its first training set, values of about "
-                f"{first}. This one has values of about {second}, of which it will learn "
-                "little: fit a new model."
-            )
-
-    def _forecast_errors(
-        self,
-        dataset: TorchTrainingDataset,
-        scales: TrainingScales,
-        floor: InstanceFloor,
-        local_pattern: LocalPattern | None,
-    ) -> ForecastErrors | None:
-        """Errors of simple forecasts of the training set, by which it is trained."""
-        series, covariates = training_series(dataset), None
-        past = getattr(dataset, "past_covariates", None)
-        future = getattr(dataset, "future_covariates", None)
-        if series and (past is not None or future is not None):
-            covariates = TrainingCovariates(
-                series, past, future, scales.past, scales.future, *self._chunk_lengths
-            )
-        return forecast_errors(
-            series,
-            *self._chunk_lengths,
-            scale=scales.target,
-            floor=floor,
-            local_pattern=local_pattern,
-            covariates=covariates,
-        )
-
-    def _input_noise(
-        self, errors: ForecastErrors | None, dataset: TorchTrainingDataset
-    ) -> float:
-        """`input_noise`, or what is chosen where there is none."""
-        level = self.model_params["input_noise"]
-        if level is not None:
-            return float(level)
-        num_components = dataset[0].past_target.shape[-1]
-        level = automatic_input_noise(errors, len(dataset), num_components)
-        say_once(
-            f"`DDSSMModel` trains with noise of about {level:.1g} on its input, by "
-            "cross-validation. Pass `input_noise` to decide it yourself."
-        )
-        return level
-
-    def _covariate_noise(self, errors: ForecastErrors | None) -> float:
-        """`covariate_noise`, or what is chosen where there is none."""
-        level = self.model_params["covariate_noise"]
-        if level is not None:
-            return float(level)
-        level = automatic_covariate_noise(errors)
-        if level > 0:
-            say_once(
-                f"`DDSSMModel` trains with noise of about {level:.1g} on its covariates, "
-                "by cross-validation. Pass `covariate_noise` to decide it yourself."
-            )
-        return level
-
-    def _sees_lags(self, errors: ForecastErrors | None) -> bool:
-        """Whether the transition learns delayed effects of covariates."""
-        found = may_be_delayed(errors)
-        if found:
-            say_once(
-                "`DDSSMModel` learns delayed effects of its covariates, since they help a "
-                "linear forecast by cross-validation."
-            )
-        return found
-
-    def _may_reflect(
-        self, dataset: TorchTrainingDataset, local_pattern: LocalPattern | None
-    ) -> bool:
-        """Whether windows are reflected if the past says no more than its last value."""
-        if self.model_params["trend_augmentation"] == 0 or local_pattern is None:
-            return False
-        sample = dataset[0]
-        inputs = sample.past_covariates, sample.future_covariates, sample.static_covariates
-        return family_of(self.likelihood).location_scale and may_reflect(
-            len(dataset),
-            local_pattern.level_steps == 1 and local_pattern.season_length == 0,
-            any(part is not None for part in inputs),
-        )
-
-    def _augmentation(
-        self,
-        dataset: TorchTrainingDataset,
-        local_pattern: LocalPattern | None,
-        reflects: bool,
-    ) -> tuple[float, bool]:
-        """`trend_augmentation`, or what is chosen, and whether windows are turned over."""
-        own, num_windows = self.model_params["trend_augmentation"], len(dataset)
-        if not family_of(self.likelihood).location_scale:
-            # a count with a trend added is none
-            return 0.0, False
-        if local_pattern is None:
-            # windows in the scale of the training set keep their level, and have no trend
-            return float(own or 0.0), False
-        if own == 0:
-            return 0.0, False
-        if own is not None:
-            return float(own), reflects
-        trend = automatic_trend_augmentation(num_windows, 1 - local_pattern.trend_share)
-        chosen = []
-        if trend > 0:
-            chosen.append(
-                f"adds random trends of about {trend:.2g} to its training windows"
-            )
-        if reflects:
-            chosen.append("turns half of its training windows upside down")
-        if chosen:
-            say_once(
-                f"`DDSSMModel` {' and '.join(chosen)}, since they are few and drift. Pass "
-                "`trend_augmentation` to decide it yourself, 0 for neither."
-            )
-        return trend, reflects
 
     def _setup_for_fit_from_dataset(self, series: Any, *args: Any, **kwargs: Any) -> Any:
         check_series("series", series)

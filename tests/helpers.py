@@ -76,6 +76,49 @@ def delayed_effect(seed: int = 0) -> tuple[TimeSeries, TimeSeries]:
     )
 
 
+def drifting(length: int = 120) -> TimeSeries:
+    """A sine on a rising line."""
+    return noisy_sine(length) + np.linspace(0, 20, length, dtype=np.float32)[:, None, None]
+
+
+def constant(value: float) -> TimeSeries:
+    return TimeSeries.from_values(np.full((120, 1), value, dtype=np.float32))
+
+
+def autoregression(seed: int) -> TimeSeries:
+    """A stationary autoregression that forgets within a window."""
+    noise = np.random.default_rng(seed).standard_normal(600)
+    x = np.zeros(600)
+    for t in range(1, 600):
+        x[t] = 0.5 * x[t - 1] + noise[t]
+    return TimeSeries.from_values(x.astype(np.float32))
+
+
+def growing_seasons(length: int = 120) -> TimeSeries:
+    """A season of six steps on a rising line."""
+    season = 3 * np.sin(np.arange(length) * np.pi / 3)
+    return TimeSeries.from_values((season + 0.3 * np.arange(length)).astype(np.float32))
+
+
+def changing_trend(length: int = 400, seed: int = 0) -> TimeSeries:
+    """What rises and falls by a rate that walks."""
+    return TimeSeries.from_values(random_walk(length, seed).values()[:, 0].cumsum())
+
+
+def uneven_seasons(length: int = 120, seed: int = 0, drift: float = 0.3) -> TimeSeries:
+    """A season of six steps of no simple shape, on a level that walks, under noise."""
+    rng = np.random.default_rng(seed)
+    season = np.array([5.0, -4.0, 1.0, 3.0, -2.0, -3.0])[np.arange(length) % 6]
+    level = drift * rng.standard_normal(length).cumsum()
+    values = season + level + 0.3 * rng.standard_normal(length)
+    return TimeSeries.from_values(values.astype(np.float32))
+
+
+def swing(period: int, length: int) -> TimeSeries:
+    values = 3 * np.sin(2 * np.pi * np.arange(length) / period)
+    return TimeSeries.from_values(values.astype(np.float32))
+
+
 def with_gaps(series: TimeSeries, where) -> TimeSeries:
     """Return a copy of a series with missing values at ``where``."""
     values = series.values(copy=True)

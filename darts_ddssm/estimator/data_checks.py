@@ -286,10 +286,14 @@ def _check_distance(
         )
 
 
+def chunk_lengths(model: MixedCovariatesTorchModel) -> tuple[int, int, int]:
+    """Steps of the input chunk, of the gap after it, and of the output chunk, I, G, n."""
+    return model.input_chunk_length, model.output_chunk_shift, model.output_chunk_length
+
+
 def window_length(model: MixedCovariatesTorchModel) -> int:
     """Return the number of steps of a training window, I + G + n."""
-    chunks = model.input_chunk_length + model.output_chunk_length
-    return int(chunks + model.output_chunk_shift)
+    return sum(chunk_lengths(model))
 
 
 def check_trained(model: MixedCovariatesTorchModel) -> None:

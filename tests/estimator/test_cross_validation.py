@@ -8,9 +8,8 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
 from darts_ddssm import DDSSMModel
-from darts_ddssm import model as model_file
 from darts_ddssm.datasets import bimodal_random_walk
-from darts_ddssm.estimator import cross_validation
+from darts_ddssm.estimator import cross_validation, recipe
 from darts_ddssm.estimator.automatic import say_once
 from darts_ddssm.estimator.covariates import TrainingCovariates
 from darts_ddssm.estimator.cross_validation import (
@@ -34,7 +33,7 @@ from darts_ddssm.estimator.cross_validation import (
     is_predictable,
     may_be_delayed,
 )
-from darts_ddssm.estimator.scales import instance_floor
+from darts_ddssm.estimator.instance_scale import instance_floor
 from darts_ddssm.series.scaling import (
     CovariateScale,
     LocalPattern,
@@ -479,7 +478,7 @@ def test_nothing_is_compared_where_all_is_decided(tiny, monkeypatch, order, expe
         calls.append(forecast_errors(*args, **kwargs))
         return calls[-1]
 
-    monkeypatch.setattr(model_file, "forecast_errors", counted)
+    monkeypatch.setattr(recipe, "forecast_errors", counted)
     series, covariate = delayed_effect()
     decided = {"n_epochs": 1, "input_noise": 0.0, "covariate_noise": 0.0}
     model = tiny(transition_order=order, **decided)

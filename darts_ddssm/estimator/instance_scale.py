@@ -1,0 +1,276 @@
+"""
+Whether each window is better scaled by its own input chunk, and by how much at least.
+
+Letters as in :mod:`darts_ddssm.ssm`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from darts import TimeSeries
+from torch import Tensor
+from torch.distributions import Normal, StudentT
+
+from darts_ddssm.estimator.windows import moments, windows_of, with_flags
+from darts_ddssm.series.scaling import (
+    InstanceFloor,
+    LocalPattern,
+    Scale,
+    is_constant,
+    local_moments,
+    without_season,
+)
+
+# What a scale of each window must gain to be no accident, in nats per value.
+MIN_GAIN = 0.1
+
+# More than this is no mere memory of stationary series, whose last values tell by a few
+# tenths more than the training set where they are to be found.
+CLEAR_GAIN = 1.0
+
+# Windows apart from each other that are enough to learn from where stationary series return
+# to. With fewer, those of a scale of their own are more alike.
+MANY_WINDOWS = 50
+
+# A series knows the mean that it returns to if it has crossed it so often. A random walk
+# does so a few times. Values within so many standard deviations of the mean do not count.
+MIN_CROSSINGS, NEAR_MEAN = 20, 0.5
+
+# Of the input chunks of a series that are not constant, the share that is narrower than
+# what its chunks are divided by at least.
+FLOOR_QUANTILE = 0.05
+
+
+def instance_floor(
+    series: Sequence[TimeSeries],
+    input_length: int,
+    scale: Scale,
+    local_pattern: LocalPattern,
+) -> InstanceFloor:
+    """What the input chunks of some training series are divided by at least.
+
+    It is what the narrow chunks of the calmest series have, so that no series is flattened
+    that varies. A constant chunk of another scale is divided by as much of its level.
+
+    Parameters
+    ----------
+    series
+        The training series.
+    input_length
+        Steps of an input chunk.
+    scale
+        The scale of the training set, for where no chunk varies.
+    local_pattern
+        Which last values of an input chunk tell its level and its trend.
+    """
+    spreads, ratios = [], []
+    for windows in windows_of(series, input_length):
+        # (T, N, C) -> (N, C)
+        local = local_moments(*with_flags(windows.x), local_pattern)
+        mean, std = local.mean.squeeze(1), local.std.squeeze(1)
+        size = mean.hypot(std)
+        std = torch.where(is_constant(size, std), torch.nan, std)
+        spreads.append(std.nanquantile(FLOOR_QUANTILE, dim=0))
+        ratios.append((std / size).nanquantile(FLOOR_QUANTILE, dim=0))
+    if not spreads:
+        return InstanceFloor(scale.spread, torch.zeros_like(scale.spread))
+    least, ratio = (
+        torch.stack(x).nan_to_num(nan=torch.inf).amin(0) for x in (spreads, ratios)
+    )
+    return InstanceFloor(
+        torch.where(least.isfinite(), least, scale.spread),
+        torch.where(ratio.isfinite(), ratio, 0.0),
+    )
+
+
+class _OwnForecasts(NamedTuple):
+    """Output chunks of N windows, and what the input chunk alone says of them.
+
+    Attributes
+    ----------
+    level
+        The level of the input chunk, (N, 1, C).
+    ahead
+        The output chunk, NaN where a value is missing or the window is constant, (N, n, C).
+    log_density
+        Of the output chunk, by a Student t with level and spread of the input chunk, which
+        allows for the uncertainty of moments of a short chunk, (N, n, C).
+    has_scale
+        Whether the spread is that of the chunk, and not the least one, (N, 1, C).
+    """
+
+    level: Tensor
+    ahead: Tensor
+    log_density: Tensor
+    has_scale: Tensor
+
+
+def _own_forecasts(
+    windows: Tensor,
+    input_length: int,
+    output_length: int,
+    level: LocalPattern,
+    floor: InstanceFloor,
+) -> _OwnForecasts:
+    """Forecast output chunks of windows (T, N, C) by level and spread of their input."""
+    local = local_moments(*with_flags(windows[:input_length]), level)
+    least = floor.apply(local.mean, local.std)
+    has_scale, own_std, count = local.std >= least, least, local.num_values
+    # one value alone has no spread
+    own_std = torch.where(count > 1, own_std, torch.nan)
+    count = count.clamp(min=2)
+    own_std = own_std * ((count + 1) / (count - 1)).sqrt()
+    by_input = StudentT(count - 1, local.level, own_std, validate_args=False)
+    whole_mean, whole_std, _ = moments(windows)
+    constant = is_constant(whole_mean.abs(), whole_std)
+    # (n, N, C) -> (N, n, C)
+    ahead = torch.where(constant, torch.nan, windows[-output_length:]).transpose(0, 1)
+    return _OwnForecasts(local.level, ahead, by_input.log_prob(ahead), has_scale)
+
+
+def prefers_instance_scale(
+    series: Sequence[TimeSeries],
+    input_length: int,
+    gap: int,
+    output_length: int,
+    scale: Scale,
+    pattern: LocalPattern,
+) -> bool:
+    """Tell whether a window is better scaled by its own past than by the training set.
+
+    What is before the output chunks of the last third of the windows of each series is
+    taken for a training set. Two predictions of these chunks are compared by likelihood: a
+    Gaussian with the moments of that training set, and level and spread of the input chunk.
+    The window's own past must be better by a clear margin. Windows that are constant say
+    nothing. A season is taken out before, since it would hide how the level moves.
+
+    Of many windows of series that keep returning to their mean a network learns to where,
+    which their own scales would hide. There the window's own past must not be worse than a
+    linear forecast of that training set by the level of the input chunk.
+
+    Where each series has one or two windows alone, all of them are looked at. They tell
+    whether several series differ in scale, which takes a clearer margin.
+
+    Parameters
+    ----------
+    series
+        The training series; those that are too short are left out.
+    input_length, gap, output_length
+        Steps of the input chunk, between the chunks, and of the output chunk.
+    scale
+        The scale of the training set.
+    pattern
+        Which last values of an input chunk tell its level and its season. Its trend is left
+        in: a trend alone is no drift, a smooth season has one at each step.
+    """
+    series = [_all_without_season(one, pattern.season_length) for one in series]
+    level = LocalPattern(pattern.level_steps)
+    floor = instance_floor(series, input_length, scale, level)
+    length = input_length + gap + output_length
+    longer = [one for one in series if len(one) >= length + 2]
+    first_share = 2 / 3 if longer else 0.0
+    windows = partial(windows_of, length=length, num_last=output_length)
+    parts = list(windows(longer or series, first_share=first_share))
+    # a short one alone differs from none
+    if len(parts) < (1 if longer else 2):
+        return False
+    how = input_length, output_length, level, floor
+    own = [_own_forecasts(each.x, *how) for each in parts]
+    mean, std, _ = moments(torch.cat([each.before for each in parts]))
+    # constant components say nothing
+    std = torch.where(std > 0, std, torch.nan)
+    by_training_set = Normal(mean, std, validate_args=False)
+    gains = [one.log_density - by_training_set.log_prob(one.ahead) for one in own]
+    # zeros after zeros are no reason to call the next pulse a thousand
+    gain = _mean_of(
+        torch.where(one.has_scale, each, each.clamp(max=0.0))
+        for one, each in zip(own, gains, strict=True)
+    )
+    if not longer or gain > CLEAR_GAIN:
+        return gain > CLEAR_GAIN
+    num_windows = sum(len(one) // length for one in longer)
+    if gain <= MIN_GAIN or num_windows < MANY_WINDOWS or not _keep_returning(longer):
+        return gain > MIN_GAIN
+    before = [TimeSeries.from_values(each.before.numpy()) for each in parts]
+    learned = [_own_forecasts(each.x, *how) for each in windows(before)]
+    # before the last third there may be no whole window
+    if not learned:
+        return True
+    by_level = _linear_by_level(learned)
+    return _mean_of(one.log_density - by_level(one) for one in own) > -MIN_GAIN
+
+
+def _mean_of(parts: Iterable[Tensor]) -> float:
+    """Mean of all values of some tensors that are known."""
+    return torch.cat([part.flatten() for part in parts]).nanmean().item()
+
+
+def _keep_returning(series: Sequence[TimeSeries]) -> bool:
+    """Tell whether series cross their mean again and again, as a random walk does not.
+
+    Each component must do so, on average over the series.
+    """
+    # of each series, C numbers
+    numbers: list[list[int]] = []
+    for one in series:
+        # (T, C, samples) -> (T, C)
+        x = torch.from_numpy(one.all_values(copy=False).astype(np.float64).mean(-1))
+        mean, std, _ = moments(x)
+        off = x - mean
+        # what is missing is on no side
+        sides = [
+            part[part.abs() > NEAR_MEAN * spread].sign()
+            for part, spread in zip(off.T, std, strict=True)
+        ]
+        numbers.append([int(side.diff().count_nonzero()) for side in sides])
+    return bool(np.mean(numbers, axis=0).min() >= MIN_CROSSINGS)
+
+
+def _linear_by_level(
+    learned: Sequence[_OwnForecasts],
+) -> Callable[[_OwnForecasts], Tensor]:
+    """Return the log-density of output chunks by linear regressions on the level.
+
+    Each step of the chunk has its own, the same for all series.
+
+    Parameters
+    ----------
+    learned
+        What the regressions are fitted to.
+    """
+    # (N, n, C) of all series
+    y = torch.cat([one.ahead for one in learned])
+    x = torch.cat([one.level.expand_as(one.ahead) for one in learned])
+    x = torch.where(y.isnan(), torch.nan, x)
+    mean_x, mean_y = x.nanmean(0), y.nanmean(0)
+    x, y = x - mean_x, y - mean_y
+    slope = (x * y).nanmean(0) / x.square().nanmean(0)
+    std = (y - slope * x).square().nanmean(0).sqrt()
+    # of what is constant nothing is said
+    std = torch.where(std > 0, std, torch.nan)
+
+    def log_density(one: _OwnForecasts) -> Tensor:
+        mean = mean_y + slope * (one.level - mean_x)
+        return Normal(mean, std, validate_args=False).log_prob(one.ahead)
+
+    return log_density
+
+
+def _all_without_season(series: TimeSeries, length: int) -> TimeSeries:
+    """Take the season, of so many steps, out of a whole series, if it has any."""
+    if length == 0 or len(series) < length:
+        return series
+    # (T, C, samples) -> (T, C)
+    values = torch.from_numpy(series.all_values(copy=False).astype(np.float64).mean(-1))
+    # (T, C) -> (T, 1, C), which becomes (1, T, C)
+    x, observed = with_flags(values.unsqueeze(1))
+    num_cycles = len(series) // length
+    pattern = LocalPattern(1, season_length=length, season_cycles=num_cycles)
+    rest, _ = without_season(x, observed, pattern)
+    whole, left = (local_moments(each, observed, LocalPattern(1)) for each in (x, rest))
+    # what rounding leaves of a series that is a season alone
+    rest = torch.where(is_constant(whole.std, left.std), left.mean, rest)
+    return TimeSeries.from_values(torch.where(observed > 0, rest, torch.nan)[0].numpy())

@@ -1,0 +1,155 @@
+"""How a training goes by default: its augmentation and its length."""
+
+import numpy as np
+import pytest
+from darts import TimeSeries
+from darts.utils.likelihood_models import torch as likelihoods
+from pytorch_lightning import Trainer
+
+from darts_ddssm.estimator import recipe
+from darts_ddssm.estimator.automatic import (
+    FEW_WINDOWS,
+    FEWEST_WINDOWS,
+    TREND_AUGMENTATION,
+    automatic_trend_augmentation,
+    say_once,
+)
+from darts_ddssm.series.scaling import LocalPattern
+from tests.helpers import TRAINER, drawn, drifting, growing_seasons, noisy_sine, random_walk
+
+
+@pytest.mark.parametrize(
+    "num_windows, expected",
+    [(1, 1.0), (FEWEST_WINDOWS, 1.0), (2 * FEWEST_WINDOWS, 0.5), (FEW_WINDOWS + 1, 0.0)],
+)
+def test_trends_are_for_few_windows(num_windows, expected):
+    found = automatic_trend_augmentation(num_windows, share_left=0.5)
+    assert found == pytest.approx(expected * TREND_AUGMENTATION)
+    assert automatic_trend_augmentation(num_windows, share_left=0.0) == 0
+
+
+def test_trends_are_added_where_a_short_series_drifts(tiny, caplog):
+    say_once.cache_clear()
+    for _ in range(2):
+        model = tiny(n_epochs=1).fit(drifting())
+    assert model.model.trend_augmentation == TREND_AUGMENTATION
+    said = [
+        r
+        for r in caplog.records
+        if f"adds random trends of about {TREND_AUGMENTATION:.2g}" in r.message
+    ]
+    assert len(said) == 1 and said[0].levelname == "WARNING"
+    assert "Pass `trend_augmentation`" in said[0].message
+
+
+def test_trends_are_not_added_where_it_keeps_its_level(tiny, caplog):
+    say_once.cache_clear()
+    assert tiny(n_epochs=1).fit(noisy_sine()).model.trend_augmentation == 0
+    assert "random trends" not in caplog.text
+
+
+def test_trends_of_the_users(tiny):
+    """Of any size, with whatever scale, and none for counts."""
+    forecasts = []
+    for trend in (0, 0.5, 3.0):
+        model = tiny(trend_augmentation=trend)
+        forecasts.append(drawn(model, noisy_sine()))
+        assert model.model.trend_augmentation == trend
+    assert not np.array_equal(forecasts[0], forecasts[1])
+    assert not np.array_equal(forecasts[1], forecasts[2])
+    counts = noisy_sine().map(lambda x: np.round(np.exp(x)))
+    forecasts = [
+        drawn(
+            tiny(trend_augmentation=t, likelihood=likelihoods.PoissonLikelihood()), counts
+        )
+        for t in (0, 3.0)
+    ]
+    np.testing.assert_array_equal(*forecasts)
+
+
+@pytest.mark.parametrize("value", (-0.1, "much", True, float("nan")))
+def test_trend_augmentation_must_be_a_number(tiny, value):
+    message = f"`trend_augmentation` must be .* got `{value!r}`"
+    with pytest.raises(ValueError, match=message):
+        tiny(trend_augmentation=value)
+
+
+def test_a_walk_may_as_well_fall_as_rise(tiny, caplog):
+    """It says so, and not where a window has an input, no level of its own, or a season.
+
+    Be it one that the input chunk holds but once.
+    """
+    say_once.cache_clear()
+    walks = random_walk()
+    assert tiny(n_epochs=1).fit(walks).model.reflects
+    assert "turns half of its training windows upside down, since" in caplog.text
+    assert not tiny(n_epochs=1).fit(growing_seasons()).model.reflects
+    assert not tiny(n_epochs=1).fit(noisy_sine()).model.reflects
+    once = tiny(n_epochs=1, output_chunk_length=1).fit(walks * 0.3 + noisy_sine(120) * 3)
+    assert once.model.local_pattern == LocalPattern(1) and not once.model.reflects
+    inputs = TimeSeries.from_values(noisy_sine(120).values())
+    assert not tiny(n_epochs=1).fit(walks, future_covariates=inputs).model.reflects
+    assert not tiny(n_epochs=1, trend_augmentation=0).fit(walks).model.reflects
+    many = tiny(n_epochs=1, batch_size=256).fit(random_walk(FEW_WINDOWS + 18))
+    assert not many.model.reflects
+
+
+def test_no_direction_is_learned_from_a_walk_that_rose(tiny):
+    """Its mirror image is forecast by the mirror image, but for chance."""
+    rising = random_walk() + 0.3 * np.arange(120, dtype=np.float32)[:, None, None]
+    off = []
+    for trend in (None, 0):
+        model = tiny(trend_augmentation=trend, use_reversible_instance_norm=True)
+        model.fit(rising)
+        past = rising[-12:]
+        level = past.values()[-1, 0]
+        middles = [
+            np.median(
+                model.predict(6, one, num_samples=400, random_state=0).all_values(), 2
+            )
+            for one in (past, -1 * past + 2 * float(level))
+        ]
+        off.append(np.abs(sum(middles) / 2 - level).mean())
+    assert off[0] < off[1]
+
+
+@pytest.mark.parametrize(
+    "trainer, dataloader, num_updates",
+    [
+        # of 63 windows in batches of 16
+        ({}, {}, 12),
+        ({}, {"batch_size": 20, "drop_last": True}, 12),
+        ({}, {"batch_size": 63}, 13),
+        ({"accumulate_grad_batches": 2}, {}, 12),
+        ({"accumulate_grad_batches": 3}, {"batch_size": 10}, 12),
+        ({"limit_train_batches": 3}, {}, 12),
+        ({"limit_train_batches": 0.5}, {}, 12),
+    ],
+)
+def test_updates_are_those_that_are_made(
+    tiny, monkeypatch, caplog, trainer, dataloader, num_updates
+):
+    """However the windows are cut into batches, and the batches joined to updates."""
+    monkeypatch.setattr(recipe, "automatic_num_updates", lambda *sizes: 13)
+    say_once.cache_clear()
+    model = tiny(trainer, n_epochs=None)
+    model.fit(noisy_sine(), dataloader_kwargs=dict(dataloader))
+    assert model.trainer.global_step == num_updates
+    assert f"{model.epochs_trained} epochs, about {num_updates} updates" in caplog.text
+
+
+def test_several_processes_share_the_batches(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(recipe, "automatic_num_updates", lambda *sizes: 13)
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    say_once.cache_clear()
+    tiny(n_epochs=None).fit(noisy_sine())
+    # two of four batches each
+    assert "trains for 6 epochs, about 12 updates" in caplog.text
+
+
+def test_a_trainer_of_the_users_has_its_own_length(tiny, caplog):
+    say_once.cache_clear()
+    trainer = Trainer(max_epochs=2, enable_checkpointing=False, **TRAINER)
+    model = tiny(n_epochs=None).fit(noisy_sine(), trainer=trainer)
+    assert model.epochs_trained == 2
+    assert "`DDSSMModel` trains for" not in caplog.text
