@@ -1,9 +1,11 @@
 """A walk that jumps up or down: the smallest transition that no Gaussian can represent."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
+from darts.logging import get_logger
 from numpy.typing import ArrayLike
 
 from darts_ddssm.datasets.process import (
@@ -16,8 +18,18 @@ from darts_ddssm.datasets.process import (
 )
 from darts_ddssm.validation import check, check_positive_integer
 
-# Paths of signs that are kept at each step.
-MAX_PATHS = 4096
+logger = get_logger(__name__)
+
+# Paths of signs that are kept where a value is observed: all that have at least such a
+# share of the weight of the likeliest one, but no fewer and no more than so many.
+LEAST_SHARE, MIN_PATHS, MAX_PATHS = 1e-9, 2**12, 2**14
+
+# Paths through a gap, where none is less likely for what is observed. Of more, so many
+# evenly spaced quantiles of the state stand for all.
+MAX_GAP_PATHS = 2**16
+
+# Share of the probability whose loss is told.
+MAX_SHARE_LOST = 1e-3
 
 
 class StatePaths(NamedTuple):
@@ -97,7 +109,11 @@ class BimodalRandomWalk(Process):
     state_components = ("z",)
 
     def __post_init__(self) -> None:
-        check(0 <= self.decay <= 1, f"`decay` must be between 0 and 1, got `{self.decay}`.")
+        is_number = isinstance(self.decay, Real)
+        check(
+            is_number and 0 <= self.decay <= 1,
+            f"`decay` must be between 0 and 1, got `{self.decay!r}`.",
+        )
         check_positive(step=self.step, noise=self.noise)
         check_probability(probability=self.probability)
 
@@ -156,9 +172,11 @@ class BimodalRandomWalk(Process):
         """
         Exact log-density of a series of observations.
 
-        A sum over all paths of signs, of which the likeliest 4,096 are kept at each step.
-        With jumps far above the noise all but one or two are impossible; up to 12 steps
-        nothing is left out in any case.
+        A sum over all paths of signs. With jumps far above the noise all but one or two are
+        impossible; of others up to 16,384 are kept where a value is observed, and up to
+        65,536 in a gap, which are all of one of up to 16 steps. In a longer one, evenly
+        spaced quantiles of the state stand for all. A warning says where more than a
+        thousandth of the probability was left out.
 
         Parameters
         ----------
@@ -189,8 +207,7 @@ class BimodalRandomWalk(Process):
         Exact posterior of the path of states given incomplete, noisy observations.
 
         Its last states are the filtered ones: what is known when a forecast starts. It is
-        pruned as in :meth:`log_likelihood`. A path that is left out at a step had there at
-        most the probability of the least likely of those kept.
+        pruned as in :meth:`log_likelihood`.
 
         Parameters
         ----------
@@ -225,24 +242,55 @@ class BimodalRandomWalk(Process):
     def _filter(self, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """The likeliest paths (K, T), and their joint log-density with x, (K,)."""
         x = checked_observations(x, 1)
-        paths, log_weights = np.zeros((1, len(x))), np.zeros(1)
+        paths, log_weights, share_kept = np.zeros((1, len(x))), np.zeros(1), 1.0
         log_up, log_down = np.log(self.probability), np.log1p(-self.probability)
         for t, x_t in enumerate(x[:, 0]):
             means = self.decay * paths[:, t - 1] if t > 0 else np.zeros(1)
             states = np.concatenate([means + self.step, means - self.step])
             log_weights = np.concatenate([log_weights + log_up, log_weights + log_down])
-            if not np.isnan(x_t):
+            if np.isnan(x_t):
+                kept, log_weights = _in_gap(states, log_weights)
+            else:
                 log_weights = log_weights + self._log_density(x_t, states)
-            kept = np.argsort(log_weights)[-MAX_PATHS:]
+                total = np.logaddexp.reduce(log_weights)
+                kept = _likeliest(log_weights)
+                log_weights = log_weights[kept]
+                share_kept *= np.exp(np.logaddexp.reduce(log_weights) - total)
             # the paths that go up, then those that go down
             paths = paths[kept % len(paths)]
-            paths[:, t], log_weights = states[kept], log_weights[kept]
+            paths[:, t] = states[kept]
+        if share_kept < 1 - MAX_SHARE_LOST:
+            logger.warning(
+                f"`BimodalRandomWalk`: the paths that were left out have "
+                f"{1 - share_kept:.1%} of the probability, since too many are possible."
+            )
         return paths, log_weights
 
     def _log_density(self, x: ArrayLike, state: np.ndarray) -> np.ndarray:
         """Log-density of an observation given its state."""
         u = (np.asarray(x, dtype=np.float64) - state) / self.noise
         return -0.5 * u**2 - np.log(self.noise * np.sqrt(2 * np.pi))
+
+
+def _likeliest(log_weights: np.ndarray) -> np.ndarray:
+    """Places of the likeliest paths."""
+    order = np.argsort(log_weights)
+    least = log_weights[order[-1]] + np.log(LEAST_SHARE)
+    number = np.clip(np.count_nonzero(log_weights >= least), MIN_PATHS, MAX_PATHS)
+    return order[-number:]
+
+
+def _in_gap(states: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of paths that stand for all, which are as likely as before, and weights."""
+    if len(states) <= MAX_GAP_PATHS:
+        return np.arange(len(states)), log_weights
+    total, order = np.logaddexp.reduce(log_weights), np.argsort(states)
+    edges = np.exp(log_weights[order] - total).cumsum()
+    quantiles = (np.arange(MAX_GAP_PATHS) + 0.5) / MAX_GAP_PATHS
+    # weights may add up to a little less than one
+    places = np.searchsorted(edges, quantiles).clip(max=len(order) - 1)
+    weights = np.full(MAX_GAP_PATHS, total - np.log(MAX_GAP_PATHS))
+    return order[places], weights
 
 
 def bimodal_random_walk(

@@ -86,10 +86,10 @@ class LinearGaussian(Process):
         transition_covariance: ArrayLike,
         emission_covariance: ArrayLike,
     ) -> None:
-        self.transition = np.asarray(transition, dtype=np.float64)
-        self.emission = np.asarray(emission, dtype=np.float64)
-        self.transition_covariance = np.asarray(transition_covariance, np.float64)
-        self.emission_covariance = np.asarray(emission_covariance, np.float64)
+        self.transition = np.array(transition, dtype=np.float64)
+        self.emission = np.array(emission, dtype=np.float64)
+        self.transition_covariance = np.array(transition_covariance, np.float64)
+        self.emission_covariance = np.array(emission_covariance, np.float64)
 
         shape = self.emission.shape
         check(len(shape) == 2, f"`emission` must have two axes, got shape `{shape}`.")

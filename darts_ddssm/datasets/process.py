@@ -1,6 +1,7 @@
 """What the processes have in common: how to simulate one, and how to continue it."""
 
 from abc import ABC, abstractmethod
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,10 @@ def check_positive(**values: float) -> None:
 def check_probability(**values: float) -> None:
     """Raise a `ValueError` that names the first value outside (0, 1)."""
     for name, value in values.items():
-        check(0 < value < 1, f"`{name}` must be between 0 and 1, got `{value}`.")
+        check(
+            isinstance(value, Real) and 0 < value < 1,
+            f"`{name}` must be between 0 and 1, got `{value!r}`.",
+        )
 
 
 def checked_observations(x: ArrayLike, num_components: int) -> np.ndarray:

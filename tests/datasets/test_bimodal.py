@@ -102,6 +102,55 @@ def test_bimodal_smoothing_weighs_all_paths(incomplete):
     )
 
 
+def paths_of(process, num_steps):
+    """States after all paths of so many jumps from 0, and their probabilities."""
+    states, probabilities = np.zeros(1), np.ones(1)
+    p = process.probability
+    for _ in range(num_steps):
+        up, down = (process.decay * states + sign * process.step for sign in (1, -1))
+        states = np.r_[up, down]
+        probabilities = np.r_[p * probabilities, (1 - p) * probabilities]
+    return states, probabilities
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.3])
+@pytest.mark.parametrize("num_steps", [13, 16])
+def test_bimodal_likelihood_after_a_long_gap(num_steps, probability):
+    """All ways through it count, of which there are many thousands."""
+    process = BimodalRandomWalk(probability=probability)
+    x = np.full((num_steps + 1, 1), np.nan)
+    assert process.log_likelihood(x) == pytest.approx(0.0, abs=1e-9)
+    x[-1] = 5.0
+    states, probabilities = paths_of(process, num_steps + 1)
+    u = (5.0 - states) / process.noise
+    density = np.exp(-0.5 * u**2) / (process.noise * np.sqrt(2 * np.pi))
+    expected = np.log(probabilities @ density)
+    assert process.log_likelihood(x) == pytest.approx(expected, abs=1e-6)
+
+
+def test_bimodal_states_in_a_gap_without_an_end(caplog):
+    """Of paths that are too many, some stand for all."""
+    process, num_steps = BimodalRandomWalk(probability=0.3), 24
+    paths = process.smooth(np.full((num_steps, 1), np.nan))
+    assert paths.states.shape == (2**16, num_steps, 1)
+    weights, last = paths.probabilities, paths.states[:, -1, 0]
+    factors = process.step * process.decay ** np.arange(num_steps)
+    mean, variance = (2 * 0.3 - 1) * factors.sum(), 4 * 0.3 * 0.7 * (factors**2).sum()
+    assert weights @ last == pytest.approx(mean, abs=0.01)
+    assert weights @ (last - mean) ** 2 == pytest.approx(variance, rel=0.01)
+    rises = last > process.decay * paths.states[:, -2, 0]
+    assert weights @ rises == pytest.approx(0.3, abs=1e-3)
+    assert process.log_likelihood(np.full((40, 1), np.nan)) == pytest.approx(0.0, abs=1e-6)
+    assert caplog.text == ""
+
+
+def test_bimodal_paths_that_are_left_out_are_told(caplog):
+    x = np.full((20, 1), np.nan)
+    x[-1] = 5.0
+    BimodalRandomWalk(noise=4.0).log_likelihood(x)
+    assert "paths that were left out have" in caplog.text
+
+
 def test_bimodal_paths_are_drawn_by_their_probability():
     process = BimodalRandomWalk(noise=3.0)
     paths = process.smooth([[np.nan], [3.0], [np.nan], [1.0]])

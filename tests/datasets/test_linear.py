@@ -166,6 +166,15 @@ def test_linear_gaussian_errors(changes, message):
         LinearGaussian(**{**arguments, **changes})
 
 
+def test_a_process_keeps_its_own_matrices():
+    matrices = [0.9 * np.eye(1), np.eye(1), np.eye(1), 0.1 * np.eye(1)]
+    process = LinearGaussian(*matrices)
+    before = process.log_likelihood([[1.0], [2.0]])
+    for matrix in matrices:
+        matrix[:] = 3.0
+    assert process.log_likelihood([[1.0], [2.0]]) == before
+
+
 def test_kalman_errors(process):
     for x in (np.zeros(4), np.zeros((4, 3)), np.zeros((0, 2))):
         with pytest.raises(ValueError, match=r"`x` must have shape `\(T, 2\)`"):

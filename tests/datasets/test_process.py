@@ -95,6 +95,8 @@ def test_sizes_must_be_positive_integers(dataset, name, value):
         (bimodal_random_walk, "probability", 0.0),
         (bimodal_random_walk, "probability", 1.0),
         (bimodal_random_walk, "probability", float("nan")),
+        (bimodal_random_walk, "probability", "a"),
+        (bimodal_random_walk, "decay", "a"),
         (bimodal_random_walk, "decay", 1.1),
         (bimodal_random_walk, "decay", -0.1),
         (bimodal_random_walk, "step", 0.0),
@@ -113,7 +115,7 @@ def test_sizes_must_be_positive_integers(dataset, name, value):
     ],
 )
 def test_arguments_outside_their_range(dataset, name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be .*, got `{value}`"):
+    with pytest.raises(ValueError, match=f"`{name}` must be .*, got `{value!r}`"):
         dataset(1, 4, **{name: value})
 
 
