@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from darts import TimeSeries
 from matplotlib.axes import Axes
+from matplotlib.cbook import normalize_kwargs
+from matplotlib.lines import Line2D
 
 from darts_ddssm.validation import check, check_integer, check_positive_integer
 
@@ -40,17 +42,25 @@ def _check_stochastic(name: str, series: TimeSeries) -> None:
     )
 
 
-def _positions(series: TimeSeries, ax: Axes) -> np.ndarray:
+def _positions(index: pd.Index, level: float, ax: Axes) -> np.ndarray:
     """Return the time steps as numbers, in the units of the axis, (T,).
 
     darts plots through pandas, which counts months or weeks where matplotlib counts days.
     Axes with nothing on them are set up as darts would, so that its plots fit later.
+
+    Parameters
+    ----------
+    index
+        The time steps.
+    level
+        A value inside of what is drawn next.
+    ax
+        The axes.
     """
-    index = series.time_index
     if not isinstance(index, pd.DatetimeIndex):
         return np.asarray(index, dtype=float)
-    # a line inside of what is drawn next, and gone before
-    line = pd.Series(series.quantile(0.5).values()[:, 0], index)
+    # a line that is gone before: the view of the axes reaches to where it was
+    line = pd.Series(level, index)
     if ax.has_data() and not hasattr(ax, "freq"):
         (drawn,) = ax.plot(line.index, line, color="black")
     else:
@@ -110,6 +120,9 @@ def plot_transition_density(
     ('z_0', 80)
     """
     samples = np.asarray(samples)
+    if samples.dtype.kind == "f":
+        # single precision has too few values for bins far from zero
+        samples = samples.astype(np.float64)
     check_positive_integer("num_bins", num_bins)
     check("bins" not in kwargs, "`bins` must not be given, but `num_bins`.")
     check(
@@ -217,12 +230,14 @@ def plot_latents(
     )
     ax = ax or plt.gca()
     chosen = range(latents.n_components) if component is None else [component]
-    times, values = _positions(latents, ax), latents.all_values(copy=False)
+    values = latents.all_values(copy=False)
+    times = _positions(latents.time_index, np.median(values[0, chosen[0]]), ax)
+    kwargs = normalize_kwargs(kwargs, Line2D)
     for i in chosen:
         low, median, high = np.quantile(
             values[:, i], [low_quantile, 0.5, high_quantile], axis=1
         )
-        options = {"lw": 1.5, "label": latents.components[i]} | kwargs
+        options = {"linewidth": 1.5, "label": latents.components[i]} | kwargs
         (line,) = ax.plot(times, median, **options)
         colour = line.get_color()
         ax.fill_between(times, low, high, color=colour, alpha=0.25, lw=0)
@@ -255,8 +270,8 @@ def plot_density(
         Number of bins of the values, from the least to the greatest.
     ax
         Where to draw; the current axes by default. Series plotted on the same axes, by
-        darts or matplotlib, lie over it. Plot dates of the past first: the view of the
-        axes ends where the lines do that pandas draws after.
+        darts or matplotlib, lie over it. Plot the past first: where there are dates,
+        pandas sets the view to its own lines each time it draws.
     **kwargs
         Arguments of matplotlib's ``pcolormesh``, such as ``cmap``.
 
@@ -284,7 +299,8 @@ def plot_density(
     _check_stochastic("forecast", forecast)
     _check_component("component", component, forecast.n_components)
     check_positive_integer("num_bins", num_bins)
-    values = forecast.all_values(copy=False)[:, component]
+    # single precision has too few values for bins far from zero
+    values = forecast.all_values(copy=False)[:, component].astype(np.float64)
     finite = np.isfinite(values)
     check(bool(finite.any()), "`forecast` must have finite values.")
     edges = np.histogram_bin_edges(values[finite], num_bins)
@@ -296,12 +312,14 @@ def plot_density(
     # The root makes a small mode visible beside a large one.
     shade = np.sqrt(counts / np.maximum(counts.max(axis=0), 1))
     ax = ax or plt.gca()
-    times = _positions(forecast, ax)
+    times = _positions(forecast.time_index, values[finite][0], ax)
     # cells reach halfway to the next step
     width = np.diff(times, append=2 * times[-1] - times[-2]) if len(times) > 1 else [1.0]
     ends = times + np.asarray(width) / 2
     ends = np.concatenate([[2 * times[0] - ends[0]], ends])
-    options: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1.2, "zorder": 0.5}
+    options: dict[str, Any] = {"cmap": "Blues", "zorder": 0.5}
+    if "norm" not in kwargs:
+        options |= {"vmin": 0, "vmax": 1.2}
     ax.pcolormesh(ends, edges, np.ma.masked_equal(shade, 0), **options | kwargs)
     if hasattr(ax, "freq"):
         # pandas ends the view at the last step, in the middle of its cell

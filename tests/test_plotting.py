@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from darts import TimeSeries
+from matplotlib.colors import PowerNorm
 from scipy.stats import norm
 
 from darts_ddssm.plotting import plot_density, plot_latents, plot_transition_density
@@ -225,6 +226,36 @@ def test_density_of_one_step_and_of_gaps():
     shade, _, _ = mesh_of(plot_density(series.with_values(values), component=1))
     assert np.ma.getmaskarray(shade)[:, 3].all()
     assert not np.ma.getmaskarray(shade)[:, 4].all()
+
+
+@each_index
+@pytest.mark.parametrize("axes", ["new", "with dates of matplotlib"])
+def test_other_components_are_out_of_view(index, axes):
+    """Those that are not drawn."""
+    series = series_of(index)
+    for plot in (plot_density, plot_latents):
+        ax = plt.figure().gca()
+        if axes != "new":
+            ax.plot(index, np.full(len(index), 100.0))
+        plot(series, component=1, ax=ax)
+        assert 70 < ax.get_ylim()[0] < ax.get_ylim()[1] < 130
+
+
+def test_arguments_of_matplotlib():
+    series = series_of(INDICES["range"])
+    ax = plot_latents(series, component=0, linewidth=3, c="red")
+    assert ax.lines[0].get_linewidth() == 3 and ax.lines[0].get_color() == "red"
+    shades = PowerNorm(0.5, vmin=0, vmax=2)
+    assert plot_density(series, norm=shades).collections[-1].norm is shades
+
+
+def test_narrow_densities_far_from_zero_in_single_precision():
+    values = 1e6 + 0.3 * np.random.default_rng(0).standard_normal((5, 1, 200))
+    values = values.astype(np.float32)
+    ax = plot_density(TimeSeries.from_values(values), num_bins=100)
+    assert ax.collections[0].get_array().shape == (100, 5)
+    ax = plot_transition_density(values[:, 0].T, num_bins=100, ax=plt.figure().gca())
+    assert len(ax.patches) == 100
 
 
 @pytest.mark.parametrize(
