@@ -70,8 +70,8 @@ class DDSSMForecaster(BaseForecaster):
     - NaN in ``y`` or ``X``, and times in between without a row, are missing values: the
       model takes them as not observed.
     - ``update`` with ``update_params=False`` forecasts from the new data with the present
-      weights; with ``True`` it fits anew to all data seen, since training has a schedule
-      that does not continue.
+      weights; with ``True``, unless it is pretrained, it fits anew to all data seen, since
+      training has a schedule that does not continue.
     - ``pretrain`` trains on a panel; called again, it goes on from its weights. ``fit``
       then trains nothing: it only tells which series to forecast, seen before or not.
     - In a pipeline, transform the target value by value, e.g. by a logarithm. Differences
@@ -254,6 +254,8 @@ class DDSSMForecaster(BaseForecaster):
         state.setdefault("input_noise", None)
         state.setdefault("covariate_noise", None)
         state.setdefault("trend_augmentation", None)
+        if "_seen_y" in state and "_freq" not in state:
+            state["_freq"] = frequency(rows.index for rows in state["_seen_y"].values())
         self.__dict__.update(state)
 
     @property
@@ -296,7 +298,9 @@ class DDSSMForecaster(BaseForecaster):
         # called again, it goes on from the weights there are
         if hasattr(self, "pretrained_"):
             self.pretrained_.give_weights(model)
-        self._train(model, instances("y", y), None if X is None else instances("X", X))
+        series = instances("y", y)
+        freq = frequency(rows.index for rows in series.values())
+        self._train(model, series, None if X is None else instances("X", X), freq)
         self.pretrained_ = _Trained(model)
         return self
 
@@ -327,10 +331,11 @@ class DDSSMForecaster(BaseForecaster):
         )
 
     def _train_unless_pretrained(self) -> None:
+        self._freq = frequency(rows.index for rows in self._seen_y.values())
         pretrained = getattr(self, "pretrained_", None)
         if pretrained is None:
             model = self._untrained_model()
-            self._train(model, self._seen_y, self._seen_X)
+            self._train(model, self._seen_y, self._seen_X, self._freq)
             self._trained = _Trained(model)
             return
         takes_X = pretrained.model.uses_future_covariates
@@ -348,9 +353,14 @@ class DDSSMForecaster(BaseForecaster):
         arguments = {k: deepcopy(v) for k, v in arguments.items() if v is not None}
         return DDSSMModel(**arguments)
 
-    def _train(self, model: DDSSMModel, y: Instances, X: Instances | None) -> None:
+    def _train(
+        self,
+        model: DDSSMModel,
+        y: Instances,
+        X: Instances | None,
+        freq: pd.offsets.BaseOffset | None,
+    ) -> None:
         times = {key: rows.index for key, rows in y.items()}
-        freq = frequency(times.values())
         grids = {key: grid(index, index[-1], freq) for key, index in times.items()}
         targets, covariates = self._series(y, X, grids)
         model.fit(targets, future_covariates=covariates)
@@ -388,8 +398,7 @@ class DDSSMForecaster(BaseForecaster):
         paths
             Samples, (S, R, C).
         """
-        y, X = self._seen_y, self._known_X(X)
-        freq = frequency(rows.index for rows in y.values())
+        y, X, freq = self._seen_y, self._known_X(X), self._freq
         horizon = ForecastingHorizon(fh.to_pandas(), fh.is_relative, freq)
         times, grids, chosen = {}, {}, []
         for key, rows in y.items():

@@ -55,7 +55,8 @@ def instances(name: str, frame: pd.DataFrame) -> Instances:
     )
     levels = list(range(frame.index.nlevels - 1))
     if not levels:
-        return {(): frame}
+        # the user may change theirs later
+        return {(): frame.copy()}
     groups = frame.groupby([index.get_level_values(i) for i in levels], sort=False)
     return {key: rows.droplevel(levels) for key, rows in groups}
 
@@ -83,8 +84,9 @@ def merged(name: str, old: Instances, new: Instances) -> Instances:
 def frequency(indices: Iterable[pd.Index]) -> pd.offsets.BaseOffset | None:
     """Frequency of the dates of several series, ``None`` if they are no dates.
 
-    It is the one that an index has or, if there are gaps, the longest step between
-    neighbours that leads to all dates.
+    It is the one that each series has by itself, however they lie to each other. Where that
+    of some is unknown, or they differ, it is the longest step between neighbours that leads
+    to all dates of all series.
 
     Raises
     ------
@@ -95,22 +97,39 @@ def frequency(indices: Iterable[pd.Index]) -> pd.offsets.BaseOffset | None:
     times = indices[0].append(indices[1:]).unique().sort_values()
     if not isinstance(times, pd.DatetimeIndex):
         return None
-    for index in (*indices, times):
-        if index.freq is not None:
-            return index.freq
-    found = pd.infer_freq(times) if len(times) > 2 else None
+    own = {_own_frequency(index) for index in indices} - {None}
+    if len(own) == 1:
+        (freq,) = own
+        if all(_is_regular(index, freq) for index in indices):
+            return freq
+    found = _own_frequency(times)
     if found is not None:
-        return to_offset(found)
+        return found
     triples = (times[i : i + 3] for i in range(len(times) - 2))
-    found = {pd.infer_freq(triple) for triple in triples} - {None}
-    grids = [pd.date_range(times[0], times[-1], freq=freq) for freq in found]
-    grids = [grid for grid in grids if times.isin(grid).all()]
+    steps = {pd.infer_freq(triple) for triple in triples} - {None}
+    steps = {step for step in steps if _is_regular(times, step)}
     check(
-        bool(grids),
-        "The index of `y` must have a frequency, got dates from which none can be "
-        f"inferred, from `{times[0]}` to `{times[-1]}`. It may be set by `y.asfreq()`.",
+        bool(steps),
+        "The index of `y` must have one frequency, got dates from which none can be "
+        f"inferred, from `{times[0]}` to `{times[-1]}`. Of one series, it may be set by "
+        "`y.asfreq()`.",
     )
+    grids = (pd.date_range(times[0], times[-1], freq=step) for step in steps)
     return min(grids, key=len).freq
+
+
+def _own_frequency(index: pd.DatetimeIndex) -> pd.offsets.BaseOffset | None:
+    """Frequency that an index has, or that its dates have without a gap."""
+    if index.freq is not None or len(index) < 3:
+        return index.freq
+    found = pd.infer_freq(index)
+    return None if found is None else to_offset(found)
+
+
+def _is_regular(index: pd.DatetimeIndex, freq: Any) -> bool:
+    """Tell whether all dates are on the grid of a frequency from the first one."""
+    grid = pd.date_range(index[0], index[-1], freq=freq)
+    return bool(index.isin(grid).all())
 
 
 def grid(index: pd.Index, last: Any, freq: pd.offsets.BaseOffset | None) -> pd.Index:

@@ -325,9 +325,8 @@ def test_update_with_training_is_a_fit_to_all_data(forecaster, is_panel):
 
 def test_update_without_training_sees_the_new_data_with_the_old_weights(forecaster):
     one = forecaster().fit(sine(INDEX[:30]))
-    weights = one.model_.model.state_dict()
+    weights = {k: v.clone() for k, v in one.model_.model.state_dict().items()}
     one.update(sine()[30:35], update_params=False)
-    assert one.model_.model.state_dict() is not weights
     assert all((weights[k] == v).all() for k, v in one.model_.model.state_dict().items())
     forecast = one.predict([1])
     assert forecast.index[0] == INDEX[35]
@@ -335,6 +334,14 @@ def test_update_without_training_sees_the_new_data_with_the_old_weights(forecast
     changed = forecaster().fit(sine(INDEX[:30])).update(other, update_params=False)
     # of a network that was hardly trained
     assert not np.array_equal(changed.predict([1]), forecast)
+
+
+def test_what_the_user_changes_later_is_not_seen(forecaster):
+    y, X = sine(), sine(seed=1).set_axis(["x"], axis=1)
+    one = forecaster().fit(y[:-2], X[:-2])
+    forecast = one.predict([1, 2], X[-2:])
+    y.iloc[:], X.iloc[:-2], y.columns = np.inf, 1000.0, ["other"]
+    pd.testing.assert_frame_equal(forecast, one.predict([1, 2], X[-2:]))
 
 
 def test_update_adds_series(forecaster):

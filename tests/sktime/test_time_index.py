@@ -54,7 +54,7 @@ def test_times_off_the_grid_are_refused(forecaster):
     noon = pd.DatetimeIndex(["2000-02-10", "2000-02-11 12:00", "2000-02-12"])
     with pytest.raises(ValueError, match="`fh` must be after the last time of each series"):
         one.predict(ForecastingHorizon(noon, is_relative=False))
-    message = "The index of `y` must have a frequency, got dates from which none can be"
+    message = "The index of `y` must have one frequency, got dates from which none can be"
     for irregular in (days[[0, 1]], days.delete(9).insert(9, days[9] + pd.Timedelta("1h"))):
         with pytest.raises(ValueError, match=message):
             forecaster().fit(sine(irregular))
@@ -62,6 +62,35 @@ def test_times_off_the_grid_are_refused(forecaster):
     message = "The index of `y` must be regular, got `2000-04`, which is no multiple of"
     with pytest.raises(ValueError, match=message):
         forecaster().fit(sine(periods))
+
+
+@pytest.mark.parametrize(
+    "freq, offset", [("h", "30min"), ("D", "6h"), ("MS", "1D"), ("W-SUN", "0D")]
+)
+def test_series_may_be_offset_against_each_other(forecaster, freq, offset):
+    """Each keeps its own steps, in a panel as alone."""
+    times = pd.date_range("2000-01-02", periods=LENGTH, freq=freq)
+    times = pd.DatetimeIndex(times, freq=None)
+    later = times + pd.Timedelta(offset)
+    if freq == "MS":
+        later = times[1:]
+    one = forecaster().fit(panel({"a": sine(times), "b": sine(later)}))
+    index = one.predict([1, 2]).index
+    assert list(index.get_level_values(0)) == ["a", "a", "b", "b"]
+    step = pd.tseries.frequencies.to_offset(freq)
+    for key, own in (("a", times), ("b", later)):
+        expected = [own[-1] + step, own[-1] + 2 * step]
+        assert [time for name, time in index if name == key] == expected
+
+
+def test_the_frequency_is_that_of_the_training(forecaster):
+    """What was trained on days does not turn to hours."""
+    days = pd.date_range("2000-01-01", periods=LENGTH)
+    one = forecaster().fit(sine(days))
+    hours = pd.date_range(days[-1], periods=10, freq="h")
+    one.update(sine()[:10].set_axis(hours), update_params=False)
+    with pytest.raises(ValueError, match="`y` must be regular, got .* multiple of `D`"):
+        one.predict([1])
 
 
 @pytest.mark.parametrize("key", [np.nan, None], ids=str)
