@@ -74,7 +74,8 @@ def energy_score(
     pred_series
         The (sequence of) predicted series, each of at least two samples.
     intersect
-        Whether to score the time steps that both series have, where they differ.
+        Whether to score the time steps that both series have, where they differ. Else
+        steps are paired by their position.
     joint
         What makes up the vector: "components" scores the C components of each time
         step, and reduces over time by `time_reduction`; "path" scores all T * C values
@@ -106,7 +107,7 @@ def energy_score(
     ------
     ValueError
         If a forecast has one sample only, `joint` is unknown, or the series do not
-        match in number, components or time.
+        match in number or components, or, without `intersect`, in length.
 
     References
     ----------
@@ -133,6 +134,11 @@ def energy_score(
         raise_log(ValueError("`pred_series` must have several samples, got one."))
     y, x = _get_values_or_raise(
         actual_series, pred_series, intersect, remove_nan_union=True
+    )
+    check(
+        len(y) == len(x),
+        "`actual_series` and `pred_series` must have the same length, got "
+        f"{len(y)} and {len(x)}.",
     )
     if len(y) == 0:
         return np.full((1, 1, 1), np.nan)

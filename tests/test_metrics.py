@@ -188,6 +188,9 @@ def test_energy_score_errors(actual, forecast):
         energy_score(actual, actual)
     with pytest.raises(ValueError, match="number of components"):
         energy_score(actual["0"], forecast)
+    for other in (forecast[:1], forecast[2:]):
+        with pytest.raises(ValueError, match="must have the same length, got"):
+            energy_score(actual, other, intersect=False)
     with pytest.raises(ValueError, match="number of series"):
         energy_score([actual, actual], [forecast])
 

@@ -1,4 +1,4 @@
-"""One number of work: a setting, a method and a seed; and a store of what came out."""
+"""One unit of work: a setting, a method and a seed; and a store of what came out."""
 
 import csv
 import io

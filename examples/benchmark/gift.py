@@ -57,7 +57,7 @@ def seasonal_naive(history: np.ndarray, horizon: int, season: int) -> np.ndarray
     """Deciles of the benchmark's seasonal naive forecast: (9, n).
 
     They are those of a Gaussian around the value of a season ago, whose variance is the
-    mean square of the seasonal differences in each season of the horizon, added up.
+    mean square of the seasonal differences, times the number of seasons ahead.
     """
     values = filled(history)
     if len(values) < season:

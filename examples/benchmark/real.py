@@ -127,7 +127,7 @@ def seasonal_naive(
     """
     lags = -(-np.arange(1, horizon + 1) // season) * season
     steps = np.arange(1, horizon + 1)
-    starts = np.arange(lags.max() - 1, len(history) - horizon)
+    starts = np.arange(season - 1, len(history) - horizon)
     # (starts, n)
     errors = history[starts[:, None] + steps] - history[starts[:, None] + steps - lags]
     errors = errors[~np.isnan(errors).any(1)]
@@ -152,7 +152,7 @@ def exponential_smoothing(history: TimeSeries, horizon: int, season: int, seed: 
 
 
 def rolling_origins(start: int, end: int, horizon: int, most: int) -> np.ndarray:
-    """Steps before which forecasts begin, evenly spaced, that end by a step: (N,)."""
+    """Origins, evenly spaced from a step, of forecasts that end by another: (N,)."""
     origins = np.arange(start, end - horizon + 1)
     return origins[:: -(-len(origins) // most)]
 

@@ -159,7 +159,7 @@ def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
             if score not in mean or setting not in mean.index:
                 continue
             values = mean.loc[setting, score].reindex(SUITE.methods)
-            if values.drop("true process").isna().all():
+            if values.isna().all():
                 continue
             texts = []
             for method, value in values.items():
@@ -183,14 +183,11 @@ def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
     table = pd.DataFrame.from_dict(rows, orient="index", columns=SUITE.methods)
     shares = pd.DataFrame.from_dict(closed, orient="index")
     shares = shares.map(lambda x: "" if np.isnan(x) else f"{x:.1%}")
-    return "\n\n".join(
-        [
-            "Mean over seeds (standard deviation):",
-            report.markdown(table),
-            "Share of the distance to the true process that the DDSSM closes:",
-            report.markdown(shares),
-        ]
-    )
+    parts = ["Mean over seeds (standard deviation):", report.markdown(table)]
+    if (shares != "").any(axis=None):
+        title = "Share of the distance to the true process that the DDSSM closes:"
+        parts += [title, report.markdown(shares)]
+    return "\n\n".join(parts)
 
 
 SUITE = Suite(
