@@ -28,9 +28,9 @@ from darts_ddssm.estimator.questions import (
     ask_filtered,
     ask_predicted,
     check_is_predicted,
-    first_predicted,
     histories_of,
     is_as_in_training,
+    predicted_values,
     transition_question,
 )
 from darts_ddssm.estimator.sequences import (
@@ -288,7 +288,8 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
             # (1, M) for each series
             found = ask_predicted(self, PredictiveLogDensities, samples, every, *how)
             of_steps = [
-                self._by_step(one, x[0]) for one, x in zip(sequence, found, strict=True)
+                self._by_step(one, x[0], np.any(predicted_values(self, sample), axis=1))
+                for one, x, sample in zip(sequence, found, samples, strict=True)
             ]
             return of_steps[0] if single else of_steps
         # The posterior knows one way through a gap, and is too sure of less data than it
@@ -304,23 +305,26 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
             found = ask_predicted(self, PredictiveLogDensities, asked, every, *how)
             # (1, M) -> ()
             totals[~suits] = [x.sum() for x in found]
-        targets = [one.past_target for one in samples]
-        predicted = [x[first_predicted(self, len(x)) :] for x in targets]
-        means = (totals / [np.count_nonzero(~np.isnan(x)) for x in predicted]).tolist()
+        counts = [np.count_nonzero(predicted_values(self, one)) for one in samples]
+        means = (totals / counts).tolist()
         return means[0] if single else means
 
-    def _by_step(self, series: TimeSeries, log_densities: np.ndarray) -> TimeSeries:
-        """Return log-densities of the last patches as a series on their last steps."""
+    def _by_step(
+        self, series: TimeSeries, log_densities: np.ndarray, is_predicted: np.ndarray
+    ) -> TimeSeries:
+        """Return log-densities of the last patches as a series on their last steps.
+
+        NaN where nothing is predicted, which is told of each step, (T,).
+        """
         every = self.model.patch_length
         num_patches = -(-len(series) // every)
-        observed = ~np.isnan(series.all_values(copy=False)).all((1, 2))
-        observed = np.pad(observed, (num_patches * every - len(series), 0))
+        is_predicted = np.pad(is_predicted, (num_patches * every - len(series), 0))
         # (T,) -> (M, L)
-        observed = observed.reshape(num_patches, every).any(1)
+        is_predicted = np.any(is_predicted.reshape(num_patches, every), axis=1)
         values = _after_nan(log_densities, num_patches, axis=0)
         return TimeSeries(
             times=series.time_index[(len(series) - 1) % every :: every],
-            values=np.where(observed, values, np.nan)[:, None, None],
+            values=np.where(is_predicted, values, np.nan)[:, None, None],
             components=["log_density"],
         )
 
@@ -399,11 +403,7 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         found = ask_predicted(self, ProbabilityTransforms, samples, 1, *how)
         transforms = [
             # (1, T, C) -> (T, C, 1)
-            TimeSeries(
-                times=one.time_index,
-                values=_after_nan(x, len(one), axis=1).transpose(1, 2, 0),
-                components=one.components,
-            )
+            one.with_values(_after_nan(x, len(one), axis=1).transpose(1, 2, 0))
             for one, x in zip(sequence, found, strict=True)
         ]
         return transforms[0] if single else transforms
@@ -580,12 +580,14 @@ class LatentMethods(MixedCovariatesTorchModel, ABC):
         state
             One state, (D,); a history of T states, oldest first, (T, D); N histories,
             (N, T, D), or what :meth:`infer_latents` returns, N samples of T states. The
-            transition sees the last ``transition_order`` of them, or all if it is ``None``.
+            transition sees the last ``transition_order`` of them, or all if it is ``None``;
+            those of an input chunk, if a covariate rises or falls as time goes on.
         num_samples
             Number of draws, S, from each.
         future_covariates
             Optionally, as in training. Their last value is that of the step that is
-            drawn. Unknown otherwise.
+            drawn. Unknown otherwise. One that rises or falls as time goes on is seen
+            relative to the ``input_chunk_length`` steps before: pass these, too.
         past_covariates
             Optionally, as in training. Their last value is that of the last given state.
         static_covariates

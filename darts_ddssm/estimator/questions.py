@@ -6,6 +6,7 @@ Letters as in :mod:`darts_ddssm.ssm`.
 
 import reprlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,7 @@ def ask(
     num_samples: int,
     batch_size: int | None,
     verbose: bool | None,
+    nearest: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Ask a question about each of the samples and return the answers in their order.
 
@@ -73,12 +75,22 @@ def ask(
         Series with their covariates.
     num_samples, batch_size, verbose
         Arguments of the method that asks.
+    nearest
+        For each of the samples, what :func:`_nearest_values` returns. ``None`` where their
+        scale needs none.
     """
     if batch_size is not None:
         check_positive_integer("batch_size", batch_size)
     batches = list(_batches(samples, batch_size or model.batch_size))
     questions = [
-        question(collate([samples[i] for i in places]), num_samples, model.num_solver_steps)
+        question(
+            collate([samples[i] for i in places]),
+            num_samples,
+            model.num_solver_steps,
+            nearest=None
+            if nearest is None
+            else torch.from_numpy(np.stack([nearest[i] for i in places])),
+        )
         for places in batches
     ]
     found: list[np.ndarray] = [np.empty(0)] * len(samples)
@@ -194,18 +206,91 @@ def _ask_of_spans(
     num_samples: int,
     batch_size: int | None,
     verbose: bool | None,
+    predicts: bool = False,
 ) -> list[np.ndarray]:
-    """Ask about spans of each sample, all at once, and join the answers that count."""
-    parts = [
-        part_of(sample, slice(span.start, span.end))
+    """Ask about spans of each sample, all at once, and join the answers that count.
+
+    If they are predicted, components whose scale is hardly known yet are missing.
+    """
+    each = [
+        (sample, span)
         for sample, of_sample in zip(samples, spans, strict=True)
         for span in of_sample
     ]
-    found = iter(ask(model, question, parts, num_samples, batch_size, verbose))
+    parts = [part_of(sample, slice(span.start, span.end)) for sample, span in each]
+    nearest = None
+    if model.model.has_instance_scale:
+        nearest = [
+            _nearest_values(model, sample.past_target, span.start) for sample, span in each
+        ]
+        if predicts:
+            parts = [
+                _without_new(model, part, sample, span)
+                for part, (sample, span) in zip(parts, each, strict=True)
+            ]
+    how = num_samples, batch_size, verbose
+    found = iter(ask(model, question, parts, *how, nearest))
     return [
         np.concatenate([_counting(next(found), span, every) for span in of_sample], axis=1)
         for of_sample in spans
     ]
+
+
+def _nearest_values(
+    model: MixedCovariatesTorchModel, target: np.ndarray, start: int
+) -> np.ndarray:
+    """Return values that tell the scale of components that a window begins without.
+
+    They are the last chunk with a value before the window or, if there is none, the first
+    one after. It begins at the same point of a season as the window does.
+
+    Parameters
+    ----------
+    model
+        A fitted model, whose windows have their own scale.
+    target
+        Values of the series, NaN where missing, (T, C).
+    start
+        The first step of the window.
+
+    Returns
+    -------
+    numpy.ndarray
+        Values of a chunk of each component, (I, C). NaN where the window begins with an
+        input chunk that has a value, and where the component has none at all.
+    """
+    known, length = ~np.isnan(target), model.input_chunk_length
+    season = max(model.model.local_pattern.season_length, 1)
+    nearest = np.full((length, target.shape[1]), np.nan, dtype=target.dtype)
+    for i in (~known[start : start + length].any(0)).nonzero()[0]:
+        steps = known[:, i].nonzero()[0]
+        if len(steps) == 0:
+            continue
+        before = steps[steps < start]
+        if len(before) > 0:
+            first = before[-1] + 1 - length
+            first += (start - first) % season
+        else:
+            first = steps[0] - (steps[0] - start) % season
+        chunk = np.arange(first, first + length)
+        is_there = (chunk >= 0) & (chunk < len(target))
+        nearest[is_there, i] = target[chunk[is_there], i]
+    return nearest
+
+
+def _is_new(model: MixedCovariatesTorchModel, target: np.ndarray, span: Span) -> np.ndarray:
+    """Tell which components begin less than half an input chunk before a stretch, (C,)."""
+    latest = span.first - model.input_chunk_length // 2
+    return np.isnan(target[: max(latest, 0) + 1]).all(0)
+
+
+def _without_new(
+    model: MixedCovariatesTorchModel, part: Sample, sample: Sample, span: Span
+) -> Sample:
+    """Return the part of a sample in a stretch without the components that are new."""
+    target = part.past_target.copy()
+    target[:, _is_new(model, sample.past_target, span)] = np.nan
+    return replace(part, past_target=target)
 
 
 def _counting(answer: np.ndarray, span: Span, every: int) -> np.ndarray:
@@ -306,7 +391,7 @@ def ask_predicted(
     batch_size: int | None,
     verbose: bool | None,
 ) -> list[np.ndarray]:
-    """Ask what was predicted of each step that is, see :func:`first_predicted`.
+    """Ask what was predicted of each value that is, see :func:`predicted_values`.
 
     Where a long series is cut, see :func:`is_by_window`, it is predicted in stretches, each
     given the input chunk before it.
@@ -320,16 +405,23 @@ def ask_predicted(
     if not is_by_window(model):
         return ask(model, question, samples, *how)
     spans = [_stretches(model, np.isnan(sample.past_target)) for sample in samples]
-    return _ask_of_spans(model, question, samples, spans, every, *how)
+    return _ask_of_spans(model, question, samples, spans, every, *how, predicts=True)
 
 
-def first_predicted(model: MixedCovariatesTorchModel, num_steps: int) -> int:
-    """Return the first of the steps of a series that are predicted from those before them.
+def predicted_values(model: MixedCovariatesTorchModel, sample: Sample) -> np.ndarray:
+    """Tell which values of a series are predicted from those before them, (T, C).
 
     Where each window has its own scale, nothing is predicted of the first input chunk,
-    which sets it, nor of a patch that it ends in.
+    which sets it, nor of a patch that it ends in; and nothing of a component that begins
+    less than half a chunk before a stretch.
     """
-    return _after_input_chunk(model, num_steps) if model.model.has_instance_scale else 0
+    target = sample.past_target
+    is_predicted: np.ndarray = ~np.isnan(target)
+    if model.model.has_instance_scale:
+        is_predicted[: _after_input_chunk(model, len(target))] = False
+        for span in _stretches(model, np.isnan(target)):
+            is_predicted[span.first : span.last, _is_new(model, target, span)] = False
+    return is_predicted
 
 
 def _after_input_chunk(model: MixedCovariatesTorchModel, num_steps: int) -> int:
@@ -342,12 +434,11 @@ def _after_input_chunk(model: MixedCovariatesTorchModel, num_steps: int) -> int:
 def check_is_predicted(model: MixedCovariatesTorchModel, samples: Sequence[Sample]) -> None:
     """Check that each series has values of which something is predicted."""
     for i, sample in enumerate(samples):
-        first = first_predicted(model, len(sample.past_target))
         check(
-            bool((~np.isnan(sample.past_target[first:])).any()),
-            f"`series` must have values after its first {first} steps, whose scale the "
-            "model takes with `use_reversible_instance_norm`, got none (at sequence index "
-            f"`{i}`)." + why_instance_scale(model),
+            bool(predicted_values(model, sample).any()),
+            "`series` must have values after the first input chunk that has any, whose "
+            "scale the model takes with `use_reversible_instance_norm`, got none (at "
+            f"sequence index `{i}`)." + why_instance_scale(model),
         )
 
 
@@ -469,19 +560,30 @@ def transition_question(
     past_covariates, future_covariates, static_covariates
         Arguments of the method that asks.
     """
+    patch, num_before = model.model.patch_length, 0
+    if model.model.local_covariates:
+        # which are seen relative to the input chunk before the step that is drawn
+        num_before = model.input_chunk_length
+        histories = histories[:, -(num_before // patch) :]
     # of the given states, and of the one that follows too
-    num_given = histories.shape[1] * model.model.patch_length
-    num_steps = num_given + model.model.patch_length
+    num_given = histories.shape[1] * patch
+    num_steps, num_before = num_given + patch, max(num_given, num_before)
     times = None
     if future_covariates is not None:
-        times = future_covariates[-num_steps:]
+        times = future_covariates[-(num_before + patch) :]
+        if past_covariates is not None:
+            # as far back as both are known
+            is_known = times.time_index.isin(past_covariates.time_index)
+            times = times[max(min(is_known.argmax(), len(times) - num_steps), 0) :]
+        num_steps = max(num_steps, len(times))
     elif past_covariates is not None:
         check(
             len(past_covariates) >= num_given,
             f"`past_covariates` must cover the {num_given} steps of the given states, got "
             f"{len(past_covariates)}.",
         )
-        times = past_covariates[-num_given:]
+        times = past_covariates[-num_before:]
+        num_steps = len(times) + patch
     sample = sample_of(
         model,
         "sample_transition",

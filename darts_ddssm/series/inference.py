@@ -10,7 +10,7 @@ Letters as in :mod:`darts_ddssm.ssm`; B series of T time steps, cut into M patch
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -20,15 +20,20 @@ from torch import Tensor
 
 from darts_ddssm.series.batches import context_window
 from darts_ddssm.series.likelihoods import given_the_rest, log_prob
-from darts_ddssm.series.model import NormalisedWindow, SeriesModel, group_sizes
-from darts_ddssm.ssm.particles import States
+from darts_ddssm.series.model import (
+    Encoded,
+    NormalisedWindow,
+    SeriesModel,
+    group_sizes,
+)
+from darts_ddssm.ssm.particles import GAP_PATHS, States
 from darts_ddssm.ssm.patches import Patches
 from darts_ddssm.ssm.transition import DiffusionTransition
 from darts_ddssm.ssm.window import Window
 
 logger = get_logger(__name__)
 
-# The most latents, one per row, that are drawn at a time, to bound the memory.
+# The most steps of all samples that are drawn at a time, to bound the memory.
 MAX_ROWS = 2**16
 
 # A particle filter has so many paths at least, if they are asked for. A few of them soon
@@ -48,11 +53,16 @@ class Question(ABC):
         Number S of samples.
     num_solver_steps
         Number of network evaluations for each state of a diffusion transition.
+    nearest
+        Values that tell the scale of components that have none in the first input chunk,
+        as for :meth:`SeriesModel.normalise
+        <darts_ddssm.series.model.SeriesModel.normalise>`.
     """
 
     batch: TorchInferenceBatch
     num_samples: int
     num_solver_steps: int
+    nearest: Tensor | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def answer(self, model: SeriesModel) -> Tensor:
@@ -62,7 +72,10 @@ class Question(ABC):
         return context_window(self.batch, model.patch_length, model.scales)
 
     def _normalised(self, model: SeriesModel) -> NormalisedWindow:
-        return model.normalise(self._window(model))
+        return model.normalise(self._window(model), nearest=self.nearest)
+
+    def _encoded(self, model: SeriesModel) -> Encoded:
+        return model.encode(self._window(model), nearest=self.nearest)
 
     def _cut(self, model: SeriesModel) -> Patches:
         """Return how the series are cut: their last patches are whole."""
@@ -74,17 +87,23 @@ class Question(ABC):
         size = max(MAX_ROWS // (num_series * num_steps), least)
         return group_sizes(self.num_samples, size)
 
+    def _sampled_states(self, model: SeriesModel, encoded: Encoded) -> list[States]:
+        """Draw paths of the states given the whole series, group by group."""
+        # many paths are sent through a gap, however few are asked for
+        is_complete = bool((encoded.share_observed == 1).all())
+        groups = [
+            model.sample_states(encoded, size, self.num_solver_steps)
+            for size in self._group_sizes(1 if is_complete else GAP_PATHS[0])
+        ]
+        _say_misses(groups)
+        return groups
+
 
 class SmoothedStates(Question):
     """States given the whole series, one per patch: (S, B, M, D)."""
 
     def answer(self, model: SeriesModel) -> Tensor:
-        encoded = model.encode(self._window(model))
-        groups = [
-            model.sample_states(encoded, size, self.num_solver_steps)
-            for size in self._group_sizes()
-        ]
-        _say_misses(groups)
+        groups = self._sampled_states(model, self._encoded(model))
         paths = torch.cat([states.path for states in groups])
         # (S * B, M, D) -> (S, B, M, D)
         return paths.unflatten(0, (self.num_samples, -1))
@@ -94,7 +113,7 @@ class FilteredStates(Question):
     """The state at the last step of each series: (S, B, D)."""
 
     def answer(self, model: SeriesModel) -> Tensor:
-        encoded = model.encode(self._window(model))
+        encoded = self._encoded(model)
         states = [
             model.sample_states(encoded, size, self.num_solver_steps, True).history.previous
             for size in self._group_sizes()
@@ -189,18 +208,15 @@ class Imputation(Question):
     """Joint samples of what would be observed, given what is: (S, B, T, C)."""
 
     def answer(self, model: SeriesModel) -> Tensor:
-        cut, encoded = self._cut(model), model.encode(self._window(model))
+        cut, encoded = self._cut(model), self._encoded(model)
         normalised = encoded.normalised
-        groups = [
-            model.sample_states(encoded, size, self.num_solver_steps)
-            for size in self._group_sizes()
-        ]
-        _say_misses(groups)
+        observed, num_series = normalised.window.observed, len(normalised.data)
+        groups = self._sampled_states(model, encoded)
+        paths = torch.cat([states.path for states in groups])
         samples = []
-        for states in groups:
-            size = len(states.path) // len(normalised.data)
-            drawn = _draw(model, normalised, states.path, encoded.patches, cut, size)
-            observed = normalised.window.observed
+        for size in self._group_sizes():
+            path, paths = paths.tensor_split([size * num_series])
+            drawn = _draw(model, normalised, path, encoded.patches, cut, size)
             samples.append(
                 given_the_rest(model.likelihood, drawn, normalised.data, observed)
             )
@@ -311,8 +327,8 @@ class TransitionDraws(Question):
     Parameters
     ----------
     states
-        Histories, oldest state first, (B, M, D). The batch has one patch more, for the
-        inputs of the state that follows.
+        Histories, oldest state first, (B, M, D). The batch ends with their patches and
+        one more, for the inputs of the state that follows.
     """
 
     states: Tensor
@@ -320,6 +336,7 @@ class TransitionDraws(Question):
     def answer(self, model: SeriesModel) -> Tensor:
         window = self._window(model)
         inputs = self._cut(model).fold_window(window).transition_inputs
+        inputs = inputs[:, -(self.states.shape[1] + 1) :]
         transition = model.ssm.transition
         history = transition.context.from_path(self.states, inputs[:, :-1])
         draws = []

@@ -36,6 +36,7 @@ from darts_ddssm.series.scaling import (
     Scale,
     TrainingScales,
     instance_scale,
+    local_scale,
     moved_scale,
 )
 from darts_ddssm.ssm.context import History
@@ -161,7 +162,12 @@ class SeriesModel:
 
     # --- from data to patches and back ------------------------------------------------
 
-    def normalise(self, window: Window, origin: Scale | None = None) -> NormalisedWindow:
+    def normalise(
+        self,
+        window: Window,
+        origin: Scale | None = None,
+        nearest: Tensor | None = None,
+    ) -> NormalisedWindow:
         """Bring a window to the scale of the training set, or to that of its past.
 
         Parameters
@@ -171,12 +177,24 @@ class SeriesModel:
         origin
             The scale of what its past is a path from, its shift counted from the end of
             the past on. ``None`` where the past was observed.
+        nearest
+            The values nearest to the past of components that have none in it, NaN of
+            others, (B, I, C): mean, season and spread of these are their scale. ``None``
+            where none are known, which leaves the scale of the training set.
         """
         scale = self.scales.target
         if self.instance_norm is not None:
             steps = slice(0, self.input_chunk_length)
             own = self.instance_norm, window.x[:, steps], window.observed[:, steps]
             rules = self.instance_floor, self.local_pattern
+            if nearest is not None:
+                known = (~nearest.isnan()).to(nearest.dtype)
+                # a trend does not go on for long
+                of_all = self.local_pattern._replace(
+                    level_steps=nearest.shape[1], trend_values=0, trend_share=0.0
+                )
+                how = scale, self.instance_floor, of_all
+                scale = local_scale(nearest.nan_to_num(), known, *how)
             if origin is None:
                 scale = instance_scale(*own, scale, *rules)
             else:
@@ -359,6 +377,7 @@ class SeriesModel:
         window: Window,
         observed: Tensor | None = None,
         origin: Scale | None = None,
+        nearest: Tensor | None = None,
     ) -> Encoded:
         """Encode data up to the step before a forecast.
 
@@ -369,10 +388,10 @@ class SeriesModel:
         observed
             Its flags, (B, T, C), on the CPU, where a look at them waits for no device.
             ``None`` if they are not there.
-        origin
+        origin, nearest
             As for :meth:`normalise`.
         """
-        normalised = self.normalise(window, origin)
+        normalised = self.normalise(window, origin, nearest)
         cut = self.patches(window.x.shape[1])
         patches = cut.fold_window(self.inputs_of(normalised.window))
         seen = (window.observed.cpu() if observed is None else observed).any(-1, True)

@@ -428,8 +428,7 @@ def affine_weight(rin: RINorm) -> Tensor:
     return rin.affine_weight.abs() + rin.eps
 
 
-def instance_scale(
-    rin: RINorm,
+def local_scale(
     x: Tensor,
     observed: Tensor,
     scale: Scale,
@@ -445,12 +444,10 @@ def instance_scale(
 
     Parameters
     ----------
-    rin
-        darts' module, whose affine parameters are used.
     x, observed
         Values and flags of the input chunk, (B, T, C).
     scale
-        The scale of the training set, for a component that is nowhere observed.
+        The scale of a component that is nowhere observed there.
     floor
         Least spread of a chunk.
     local_pattern
@@ -464,12 +461,34 @@ def instance_scale(
     level = torch.where(has_values, local.level * scale.spread, scale.shift)
     slope = local.slope * scale.spread if local_pattern.trend_values > 0 else None
     season = None if local.season is None else local.season * scale.spread
-    spread = std
-    if rin.affine:
-        # x' = (x - mean) / std * |weight| + bias
-        spread = std / affine_weight(rin)
-        level = level - rin.affine_bias * spread
-    return Scale(level, spread, slope, season)
+    if season is not None and scale.season is not None:
+        season = torch.where(has_values, season, scale.season)
+    return Scale(level, std, slope, season)
+
+
+def instance_scale(
+    rin: RINorm,
+    x: Tensor,
+    observed: Tensor,
+    scale: Scale,
+    floor: InstanceFloor,
+    local_pattern: LocalPattern,
+) -> Scale:
+    """Scale of each series by its input chunk, and by the affine map if there is one.
+
+    Parameters
+    ----------
+    rin
+        darts' module, whose affine parameters are used.
+    x, observed, scale, floor, local_pattern
+        As for :func:`local_scale`.
+    """
+    own = local_scale(x, observed, scale, floor, local_pattern)
+    if not rin.affine:
+        return own
+    # x' = (x - mean) / std * |weight| + bias
+    spread = own.spread / affine_weight(rin)
+    return own._replace(shift=own.shift - rin.affine_bias * spread, spread=spread)
 
 
 def moved_scale(

@@ -57,21 +57,6 @@ MIN_RELATIVE_STD = 0.01
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
-def gaussian_denoiser(z: Tensor, sigma: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Mean of a Gaussian variable given its noised value ``z``.
-
-    Parameters
-    ----------
-    z
-        Noised values, (..., D).
-    sigma
-        Noise levels, (..., 1).
-    mean, variance
-        Mean and variance of the clean variable, (..., D).
-    """
-    return z - sigma.square() * (z - mean) / (variance + sigma.square())
-
-
 class NoiseDraw(NamedTuple):
     """Noise levels with the weights that make averages of them integrals.
 

@@ -40,6 +40,7 @@ from tests.helpers import (
     same,
     static,
     tiny_model,
+    uneven_seasons,
     values,
     with_gaps,
 )
@@ -194,7 +195,7 @@ def test_instance_norm_has_no_density_of_the_first_input_chunk(patch, last):
         model.probability_integral_transform,
     ):
         for series in (SERIES[:last], with_gaps(SERIES[: last + patch], slice(last, 80))):
-            with refused(f"must have values after its first {last} steps, .*index `1`"):
+            with refused("must have values after the first input chunk .*index `1`"):
                 call([SERIES, series])
 
 
@@ -250,6 +251,65 @@ def test_instance_norm_scores_in_the_units_of_the_data():
     found = [model.log_likelihood(a * SERIES + b, **how) for a, b in ((1, 0), (100, 5000))]
     own, other = (x.values()[12:, 0] for x in found)
     np.testing.assert_allclose(other + np.log(100), own, atol=0.05)
+
+
+def levels(num_components: int = 1) -> DDSSMModel:
+    """A model of seasons at levels from 0 to 300, each window in its own scale."""
+    panel = [uneven_seasons(seed=i) + 100.0 * i for i in range(4)]
+    if num_components > 1:
+        panel = [one.stack(one) for one in panel]
+    # one of many epochs is not needed: a season and a level are no matter of training
+    return tiny_model(n_epochs=1, use_reversible_instance_norm=True).fit(panel)
+
+
+def far_away(length: int, num_components: int = 1) -> TimeSeries:
+    """The same season at a level where no training series was."""
+    one = uneven_seasons(length, drift=0.0) + 1000.0
+    return one if num_components == 1 else one.stack(one)
+
+
+@pytest.mark.parametrize("length", [24, 40, 63])
+@pytest.mark.parametrize("missing", [12, 14])
+def test_the_start_of_a_series_is_filled_at_its_level(length, missing):
+    """Though its first input chunk tells none, by the season of what follows it."""
+    series = far_away(length)
+    filled = levels().impute(
+        with_gaps(series, slice(0, missing)), num_samples=50, random_state=0
+    )
+    middle = np.median(filled.all_values()[:missing, 0], axis=1)
+    actual = series.values()[:missing, 0]
+    assert np.abs(middle - actual).mean() < 3
+    assert np.corrcoef(middle, actual)[0, 1] > 0.8
+
+
+def test_a_component_that_is_missing_for_long_keeps_its_level():
+    """In the middle of its gap, too, and if it begins late."""
+    model, series = levels(2), far_away(160, 2)
+    for missing in (slice(20, 140), slice(0, 100)):
+        values = series.values(copy=True)
+        values[missing, 1] = np.nan
+        filled = model.impute(series.with_values(values), num_samples=20, random_state=0)
+        off = filled.all_values()[missing, 1] - series.values()[missing, 1, None]
+        assert np.abs(np.median(off, axis=1)).max() < 15
+
+
+@pytest.mark.parametrize("missing", [12, 15, 30])
+def test_nothing_is_predicted_before_a_scale_is_known(missing):
+    """A series that begins late has the densities of one that begins there."""
+    model, series = levels(), far_away(66)
+    late = with_gaps(series, slice(0, missing))
+    how = {"num_samples": 8, "random_state": 0}
+    by_step = model.log_likelihood(late, by_step=True, **how).values()[:, 0]
+    transform = model.probability_integral_transform(late, **how).values()[:, 0]
+    is_predicted = ~np.isnan(by_step)
+    assert np.array_equal(is_predicted, ~np.isnan(transform))
+    first = is_predicted.argmax()
+    # half a chunk at least, half a chunk and a stretch at most
+    assert missing + 6 <= first <= missing + 12 and is_predicted[first:].all()
+    total = is_predicted.sum() * model.log_likelihood(late, **how)
+    np.testing.assert_allclose(np.nansum(by_step), total, rtol=1e-4)
+    whole = model.log_likelihood(series, by_step=True, **how).values()[:, 0]
+    assert abs(np.nanmean(by_step) - whole[first:].mean()) < 1
 
 
 @pytest.mark.parametrize("patch, shift", [(1, 0), (1, 3), (4, 0)])
@@ -427,6 +487,27 @@ def test_only_covariates_that_drift_cut_a_series():
     assert loaded.model.local_covariates == []
     loaded.model.load_state_dict(of_rising().model.state_dict())
     assert loaded.model.local_covariates == ["future"]
+
+
+@pytest.mark.parametrize("patch", [1, 3])
+@pytest.mark.parametrize("kind", ["past", "future"])
+def test_the_transition_sees_drift_relative_to_the_past_of_a_step(kind, patch):
+    """However many states are given before it, and wherever the covariate stands."""
+    model = of_rising(kind, patch_length=patch)
+    name = f"{kind}_covariates"
+    known = {name: rising(60)}
+    how = {"num_samples": 4, "random_state": 0}
+    states = np.zeros((20, 2))
+    # more states than an input chunk has are not seen
+    most = INPUT // patch
+    draws = [model.sample_transition(states[:n], **known, **how) for n in (most, 20)]
+    np.testing.assert_array_equal(*draws)
+    later = {name: rising(60, start=0) + 30.0}
+    for n in (1, 4, 20):
+        one, other = (
+            model.sample_transition(states[:n], **given, **how) for given in (known, later)
+        )
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("patch", [1, 4])
