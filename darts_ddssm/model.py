@@ -596,6 +596,12 @@ class DDSSMModel(LatentMethods):
             train_dataset, val_dataset, trainer, verbose, epochs, *args, **kwargs
         )
         module, trainer = params["model"], params["trainer"]
+        loader = params["datamodule"].train_dataloader()
+        check(
+            len(loader) > 0,
+            f"`dataloader_kwargs` must leave a batch of {len(train_dataset)} training "
+            "windows, got none: with `drop_last`, `batch_size` must not be larger.",
+        )
         recipe = TrainingRecipe(self, train_dataset)
         scales = recipe.scales
         if is_new:
@@ -609,7 +615,7 @@ class DDSSMModel(LatentMethods):
             module.ssm.transition.context.see_lags()
         module.trend_augmentation, module.reflects = recipe.augmentation
         if length_is_open:
-            num_batches = _num_batches(trainer, params["datamodule"].train_dataloader())
+            num_batches = _num_batches(trainer, loader)
             trainer.fit_loop.max_epochs = recipe.num_epochs(trainer, num_batches)
         if module.has_own_recipe:
             module.peak_learning_rate = recipe.learning_rate

@@ -4,6 +4,7 @@ Whether each window is better scaled by its own input chunk, and by how much at 
 Letters as in :mod:`darts_ddssm.ssm`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from torch.distributions import Normal, StudentT
 from darts_ddssm.estimator.windows import moments, windows_of, with_flags
 from darts_ddssm.series.scaling import (
     InstanceFloor,
+    LocalMoments,
     LocalPattern,
     Scale,
     is_constant,
@@ -27,13 +29,16 @@ from darts_ddssm.series.scaling import (
 # What a scale of each window must gain to be no accident, in nats per value.
 MIN_GAIN = 0.1
 
-# More than this is no mere memory of stationary series, whose last values tell by a few
-# tenths more than the training set where they are to be found.
+# Stationary series with a memory gain a few tenths, since their last values are near the
+# next ones. This is more.
 CLEAR_GAIN = 1.0
 
-# Windows apart from each other that are enough to learn from where stationary series return
-# to. With fewer, those of a scale of their own are more alike.
+# So many windows that do not overlap are enough to learn to which mean stationary series
+# return. With fewer, windows of their own scale are more alike, and easier to learn.
 MANY_WINDOWS = 50
+
+# Input chunks of the past that a mixture is made of, at most, and all of its densities.
+NUM_CHUNKS, MAX_DENSITIES = 200, 100_000_000
 
 # A series knows the mean that it returns to if it has crossed it so often. A random walk
 # does so a few times. Values within so many standard deviations of the mean do not count.
@@ -53,7 +58,8 @@ def instance_floor(
     """What the input chunks of some training series are divided by at least.
 
     It is what the narrow chunks of the calmest series have, so that no series is flattened
-    that varies. A constant chunk of another scale is divided by as much of its level.
+    that varies. A constant chunk of another scale is divided by as much of its level. One
+    of zeros tells of no scale, and has what the narrow chunks of the median series have.
 
     Parameters
     ----------
@@ -76,13 +82,15 @@ def instance_floor(
         spreads.append(std.nanquantile(FLOOR_QUANTILE, dim=0))
         ratios.append((std / size).nanquantile(FLOOR_QUANTILE, dim=0))
     if not spreads:
-        return InstanceFloor(scale.spread, torch.zeros_like(scale.spread))
+        return InstanceFloor(scale.spread, torch.zeros_like(scale.spread), scale.spread)
     least, ratio = (
         torch.stack(x).nan_to_num(nan=torch.inf).amin(0) for x in (spreads, ratios)
     )
+    median = torch.stack(spreads).nanmedian(0).values
     return InstanceFloor(
         torch.where(least.isfinite(), least, scale.spread),
         torch.where(ratio.isfinite(), ratio, 0.0),
+        torch.where(median.isfinite(), median, scale.spread),
     )
 
 
@@ -94,18 +102,15 @@ class _OwnForecasts(NamedTuple):
     level
         The level of the input chunk, (N, 1, C).
     ahead
-        The output chunk, NaN where a value is missing or the window is constant, (N, n, C).
+        The output chunk, NaN where a value is missing, or where nothing is to be said of
+        the window: it is constant, or its input chunk is and has no scale, (N, n, C).
     log_density
-        Of the output chunk, by a Student t with level and spread of the input chunk, which
-        allows for the uncertainty of moments of a short chunk, (N, n, C).
-    has_scale
-        Whether the spread is that of the chunk, and not the least one, (N, 1, C).
+        Of the output chunk, given the input chunk, (N, n, C).
     """
 
     level: Tensor
     ahead: Tensor
     log_density: Tensor
-    has_scale: Tensor
 
 
 def _own_forecasts(
@@ -117,18 +122,65 @@ def _own_forecasts(
 ) -> _OwnForecasts:
     """Forecast output chunks of windows (T, N, C) by level and spread of their input."""
     local = local_moments(*with_flags(windows[:input_length]), level)
-    least = floor.apply(local.mean, local.std)
-    has_scale, own_std, count = local.std >= least, least, local.num_values
-    # one value alone has no spread
-    own_std = torch.where(count > 1, own_std, torch.nan)
-    count = count.clamp(min=2)
-    own_std = own_std * ((count + 1) / (count - 1)).sqrt()
-    by_input = StudentT(count - 1, local.level, own_std, validate_args=False)
     whole_mean, whole_std, _ = moments(windows)
     constant = is_constant(whole_mean.abs(), whole_std)
+    # zeros after zeros are no reason to call the next pulse a thousand, nor is it an error
+    constant |= (local.std < floor.apply(local.mean, local.std)).squeeze(1)
     # (n, N, C) -> (N, n, C)
     ahead = torch.where(constant, torch.nan, windows[-output_length:]).transpose(0, 1)
-    return _OwnForecasts(local.level, ahead, by_input.log_prob(ahead), has_scale)
+    return _OwnForecasts(local.level, ahead, _student_t(local, floor).log_prob(ahead))
+
+
+def _student_t(local: LocalMoments, floor: InstanceFloor) -> StudentT:
+    """Return a density of what follows each of some chunks, (N, 1, C).
+
+    It has level and spread of the chunk, and allows for the uncertainty of moments of few
+    values.
+    """
+    count = local.num_values
+    # one value alone has no spread
+    std = torch.where(count > 1, floor.apply(local.mean, local.std), torch.nan)
+    count = count.clamp(min=2)
+    std = std * ((count + 1) / (count - 1)).sqrt()
+    return StudentT(count - 1, local.level, std, validate_args=False)
+
+
+def _by_any_chunk(
+    before: Sequence[TimeSeries],
+    input_length: int,
+    level: LocalPattern,
+    floor: InstanceFloor,
+) -> Callable[[_OwnForecasts], Tensor]:
+    """Return the log-density of output chunks given that their own input chunk is unknown.
+
+    It is the mean of the densities given the chunks of all that is before.
+
+    Parameters
+    ----------
+    before
+        What is before the output chunks, of each series.
+    input_length
+        Steps I of an input chunk.
+    level
+        Which last values of a chunk tell its level.
+    floor
+        The least spread of a chunk.
+    """
+    # (I, K, C)
+    found = windows_of(before, input_length, max_windows=NUM_CHUNKS)
+    chunks = torch.cat([each.x for each in found], dim=1)
+
+    def log_density(one: _OwnForecasts) -> Tensor:
+        step = math.ceil(chunks.shape[1] * one.ahead.numel() / MAX_DENSITIES)
+        some, total = chunks[:, ::step], torch.full_like(one.ahead, -torch.inf)
+        for chunk in some.split(1, dim=1):
+            local = local_moments(*with_flags(chunk), level)
+            given_chunk = _student_t(local, floor).log_prob(one.ahead)
+            total = total.logaddexp(given_chunk.nan_to_num(nan=-torch.inf))
+        num_known = ((~some.isnan()).sum(0) > 1).sum(0)
+        return total - num_known.log()
+
+    return log_density
 
 
 def prefers_instance_scale(
@@ -142,10 +194,12 @@ def prefers_instance_scale(
     """Tell whether a window is better scaled by its own past than by the training set.
 
     What is before the output chunks of the last third of the windows of each series is
-    taken for a training set. Two predictions of these chunks are compared by likelihood: a
-    Gaussian with the moments of that training set, and level and spread of the input chunk.
-    The window's own past must be better by a clear margin. Windows that are constant say
-    nothing. A season is taken out before, since it would hide how the level moves.
+    taken for a training set. Predictions of these chunks are compared by likelihood. Level
+    and spread of the window's own input chunk must be better, by a clear margin, than a
+    Gaussian with the moments of that training set; and better than level and spread of any
+    input chunk of it, since a Gaussian is far from heavy tails and rare events. Windows
+    that are constant say nothing, nor do those whose input chunk is. A season is taken out
+    before, since it would hide how the level moves.
 
     Of many windows of series that keep returning to their mean a network learns to where,
     which their own scales would hide. There the window's own past must not be worse than a
@@ -164,7 +218,7 @@ def prefers_instance_scale(
         The scale of the training set.
     pattern
         Which last values of an input chunk tell its level and its season. Its trend is left
-        in: a trend alone is no drift, a smooth season has one at each step.
+        in, since a smooth season has one at each step.
     """
     series = [_all_without_season(one, pattern.season_length) for one in series]
     level = LocalPattern(pattern.level_steps)
@@ -183,18 +237,18 @@ def prefers_instance_scale(
     # constant components say nothing
     std = torch.where(std > 0, std, torch.nan)
     by_training_set = Normal(mean, std, validate_args=False)
-    gains = [one.log_density - by_training_set.log_prob(one.ahead) for one in own]
-    # zeros after zeros are no reason to call the next pulse a thousand
-    gain = _mean_of(
-        torch.where(one.has_scale, each, each.clamp(max=0.0))
-        for one, each in zip(own, gains, strict=True)
-    )
+    gain = _mean_of(one.log_density - by_training_set.log_prob(one.ahead) for one in own)
+    if not gain > MIN_GAIN:
+        return False
+    before = [TimeSeries.from_values(each.before.numpy()) for each in parts]
+    by_any_chunk = _by_any_chunk(before, input_length, level, floor)
+    if not _mean_of(one.log_density - by_any_chunk(one) for one in own) > 0:
+        return False
     if not longer or gain > CLEAR_GAIN:
         return gain > CLEAR_GAIN
     num_windows = sum(len(one) // length for one in longer)
-    if gain <= MIN_GAIN or num_windows < MANY_WINDOWS or not _keep_returning(longer):
-        return gain > MIN_GAIN
-    before = [TimeSeries.from_values(each.before.numpy()) for each in parts]
+    if num_windows < MANY_WINDOWS or not _keep_returning(longer):
+        return True
     learned = [_own_forecasts(each.x, *how) for each in windows(before)]
     # before the last third there may be no whole window
     if not learned:

@@ -18,6 +18,7 @@ from darts_ddssm.estimator.windows import NUM_WINDOWS, windows_of, with_flags
 from darts_ddssm.series.scaling import (
     LocalPattern,
     Scale,
+    is_constant,
     level_and_slope,
     local_moments,
     without_season,
@@ -94,7 +95,7 @@ def automatic_local_pattern(
     season and trend, and that of all steps where a series returns to its mean. Growth as
     usual, in terms of the spread of a chunk, a network learns from the windows. A trend of
     each window is told apart only where forecasts by it are better by a clear margin, in
-    the output chunk and two of them later. So is a season, of whatever length fits, where
+    the output chunk and later. So is a season, of whatever length fits, where
     forecasts of the output chunk are better and windows are few: in many a network
     finds it by itself, and more than it.
 
@@ -268,7 +269,7 @@ def _errors(chunks: Chunks, gap: int, candidates: list[LocalPattern]) -> Tensor:
     candidates
         Which values tell level, trend and season.
     """
-    errors = []
+    errors, size = [], chunks.mean_of_each(chunks.ahead.abs())
     for pattern in candidates:
         rest, season = without_season(chunks.past, chunks.observed, pattern)
         level, slope = level_and_slope(rest, chunks.observed, pattern)
@@ -276,7 +277,9 @@ def _errors(chunks: Chunks, gap: int, candidates: list[LocalPattern]) -> Tensor:
         level = torch.where(chunks.observed.any(1, keepdim=True), level, torch.nan)
         line = Scale(level, torch.ones_like(level), slope, season)
         ahead = line.normalise(chunks.ahead, first=gap)
-        errors.append(chunks.mean_of_each(ahead.abs()))
+        error = chunks.mean_of_each(ahead.abs())
+        # what rounding leaves of a constant
+        errors.append(torch.where(is_constant(size, error), 0.0, error))
     return torch.stack(errors)
 
 
@@ -286,8 +289,9 @@ def _errors_of_usual_growth(chunks: Chunks, level: LocalPattern) -> Tensor:
     Growth is counted in spreads of the input chunk.
     """
     local = local_moments(chunks.past, chunks.observed, level)
-    # a constant does not grow
-    spread = torch.where(local.std > 0, local.std, torch.nan)
+    # a constant does not grow, but for rounding
+    constant = is_constant(local.mean.abs(), local.std)
+    spread = torch.where(constant, torch.nan, local.std)
     growth = (chunks.ahead - local.level) / spread
     # of all windows, (n, C)
     usual = growth.nanmedian(0).values

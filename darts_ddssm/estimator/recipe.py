@@ -247,12 +247,11 @@ class TrainingRecipe:
         if own == 0:
             return 0.0, False
         reflects = self._reflects(self._local_pattern)
-        if own is not None:
-            return float(own), reflects
         share_left = 1 - self._local_pattern.trend_share
         trend = automatic_trend_augmentation(self.num_windows, share_left)
+        trend = trend if own is None else float(own)
         chosen = []
-        if trend > 0:
+        if trend > 0 and own is None:
             chosen.append(
                 f"adds random trends of about {trend:.2g} to its training windows"
             )
@@ -261,7 +260,7 @@ class TrainingRecipe:
         if chosen:
             say_once(
                 f"`DDSSMModel` {' and '.join(chosen)}, since they are few and drift. Pass "
-                "`trend_augmentation` to decide it yourself, 0 for neither."
+                "`trend_augmentation` to decide on the trends yourself, 0 for neither."
             )
         return trend, reflects
 

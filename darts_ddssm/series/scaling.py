@@ -205,16 +205,20 @@ class InstanceFloor(NamedTuple):
         In units of the data, (C,).
     ratio
         Of a constant chunk, in terms of the constant, (C,).
+    zeros
+        Of a chunk of zeros alone, in units of the data, (C,).
     """
 
     spread: Tensor
     ratio: Tensor
+    zeros: Tensor
 
     def apply(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return what chunks of such moments, (..., C) each, are divided by."""
         level = mean.hypot(std)
         of_level = is_constant(level, std) * self.ratio * level
-        return std.maximum(self.spread).maximum(of_level)
+        least = torch.where(level > 0, self.spread, self.zeros)
+        return std.maximum(least).maximum(of_level)
 
 
 class LocalPattern(NamedTuple):

@@ -110,6 +110,7 @@ def _with_scales(
     if module.rin is not None and not state[floor].any():
         spread = state[prefix + "target_spread"]
         state[floor] = module.rin.eps**0.5 * spread
+    state.setdefault(prefix + "floor_zeros", state[floor])
 
 
 class _DDSSMModule(PLForecastingModule):
@@ -234,6 +235,7 @@ class _DDSSMModule(PLForecastingModule):
         self.register_buffer("largest_input", torch.full((num_components,), torch.inf))
         self.register_buffer("floor_spread", torch.zeros(num_components))
         self.register_buffer("floor_ratio", torch.zeros(num_components))
+        self.register_buffer("floor_zeros", torch.zeros(num_components))
         self.register_load_state_dict_pre_hook(_with_scales)
 
     @property
@@ -314,7 +316,7 @@ class _DDSSMModule(PLForecastingModule):
     @property
     def instance_floor(self) -> InstanceFloor:
         """What an input chunk is divided by at least."""
-        return InstanceFloor(self.floor_spread, self.floor_ratio)
+        return InstanceFloor(self.floor_spread, self.floor_ratio, self.floor_zeros)
 
     @property
     def all_scales(self) -> tuple[TrainingScales, InstanceFloor, LocalPattern | None]:
@@ -547,10 +549,8 @@ class _DDSSMModule(PLForecastingModule):
                 RuntimeError(
                     f"The training loss became non-finite (`{loss.item()}`). Try a "
                     "smaller learning rate (`optimizer_kwargs`) or a smaller "
-                    "`gradient_clip_val` (`pl_trainer_kwargs`). Target and covariates are "
-                    "scaled inside, but where the likelihood is that of positive numbers "
-                    "the target is not: scale it (e.g. with darts' `Scaler`). Checkpoints "
-                    "saved before this update are intact."
+                    "`gradient_clip_val` (`pl_trainer_kwargs`). Checkpoints saved before "
+                    "this update are intact."
                 )
             )
 

@@ -67,7 +67,7 @@ def progress(trainer: Trainer) -> float:
     expected = trainer.estimated_stepping_batches
     if expected == float("inf"):
         expected = UNLIMITED_UPDATES
-    done = trainer.global_step / expected
+    done = trainer.global_step / expected if expected > 0 else 1.0
     timers = callbacks_of(trainer, Timer)
     for timer in timers:
         elapsed, remaining = timer.time_elapsed(), timer.time_remaining()

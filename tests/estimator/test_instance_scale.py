@@ -11,7 +11,10 @@ from darts_ddssm.estimator import instance_scale
 from darts_ddssm.estimator.automatic import (
     say_once,
 )
-from darts_ddssm.estimator.instance_scale import prefers_instance_scale
+from darts_ddssm.estimator.instance_scale import (
+    instance_floor,
+    prefers_instance_scale,
+)
 from darts_ddssm.estimator.local_pattern import automatic_local_pattern
 from darts_ddssm.series.scaling import LocalPattern, Scale
 from tests.helpers import (
@@ -51,6 +54,15 @@ def flat_for_long(series: TimeSeries) -> TimeSeries:
     values = series.values(copy=True)
     values[200:225] = values[200]
     return series.with_values(values)
+
+
+def random_panel(sizes: tuple[float, ...]) -> list[np.ndarray]:
+    """Noise of several sizes, with a stretch of zeros."""
+    rng = np.random.default_rng(0)
+    panel = [size * rng.standard_normal((120, 1)) for size in sizes]
+    for values in panel:
+        values[40:70] = 0.0
+    return panel
 
 
 def training_scale(series: list[TimeSeries]) -> Scale:
@@ -162,11 +174,58 @@ def test_many_windows_of_series_that_keep_returning_have_one_scale(number, lengt
 
 def test_series_that_return_may_have_no_window_before_the_last_third(monkeypatch):
     """Then nothing can be learned of their level."""
-    monkeypatch.setattr(instance_scale, "MIN_CROSSINGS", 2)
-    monkeypatch.setattr(instance_scale, "MIN_GAIN", -10.0)
-    rng = np.random.default_rng(0)
-    series = [TimeSeries.from_values(rng.standard_normal((20, 1))) for _ in range(60)]
+    monkeypatch.setattr(instance_scale, "MIN_CROSSINGS", 0)
+    monkeypatch.setattr(instance_scale, "CLEAR_GAIN", 100.0)
+    assert prefers([random_walk(20, seed=i) + 30.0 * i for i in range(60)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("num_launches", [0, 5, 10])
+def test_series_that_begin_with_zeros_hide_no_other_scales(num_launches, seed):
+    rng = np.random.default_rng(seed)
+    sizes = 10 ** rng.uniform(0, 3, 20 - num_launches)
+    values = [size * rng.gamma(2, 1, 120) for size in sizes]
+    for _ in range(num_launches):
+        first = rng.integers(60, 100)
+        sales = 500 * rng.gamma(20, 1 / 20, 120)
+        values.append(np.where(np.arange(120) < first, 0.0, sales))
+    series = [TimeSeries.from_values(x.astype(np.float32)) for x in values]
     assert prefers(series)
+    alike = [one / float(one.values().max()) for one in series[: 20 - num_launches]]
+    assert not prefers(alike)
+
+
+def test_a_chunk_of_zeros_has_the_scale_of_the_median_series():
+    """Not that of the calmest one, nor of the widest."""
+    series = [TimeSeries.from_values(x) for x in random_panel((0.1, 10.0, 1e4))]
+    floor = instance_floor(series, 12, training_scale(series), LocalPattern(12))
+    alone = [
+        instance_floor([one], 12, training_scale([one]), LocalPattern(12)) for one in series
+    ]
+    assert floor.spread == alone[0].spread and floor.zeros == alone[1].spread
+    moments = torch.zeros(1).double(), torch.zeros(1).double()
+    assert floor.apply(*moments) == floor.zeros
+
+
+HEAVY = {
+    "log-normal": lambda rng: np.exp(1.5 * rng.standard_normal(300)),
+    "Student": lambda rng: rng.standard_t(2, 300),
+    "rare": lambda rng: (rng.random(300) < 0.03) * 1000 + rng.standard_normal(300),
+    "intermittent": lambda rng: (rng.random(300) < 0.1) * (1.0 + rng.poisson(5, 300)),
+}
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_heavy_tails_are_no_drift(kind):
+    """But for a seed here and there."""
+    decisions = []
+    for seed in range(10):
+        values = HEAVY[kind](np.random.default_rng(seed))
+        series = [TimeSeries.from_values(values)]
+        pattern = automatic_local_pattern(series, 24, 0, 12)
+        how = series, 24, 0, 12, training_scale(series), pattern
+        decisions.append(prefers_instance_scale(*how))
+    assert sum(decisions) <= 2
 
 
 @pytest.mark.parametrize("seed", range(3))

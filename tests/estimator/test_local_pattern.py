@@ -51,6 +51,17 @@ def test_steps_whose_mean_is_the_level(series, expected):
     assert least <= found.level_steps <= most and found.trend_values == 0
 
 
+def test_constants_in_double_precision_say_nothing():
+    """The mean of some of their values is off by a rounding error."""
+    constants = [TimeSeries.from_values(np.full(120, value)) for value in (0.13, 7.7, 1e5)]
+    seasons = growing_seasons().astype(np.float64)
+    noise = np.random.default_rng(0).standard_normal((120, 1))
+    for series in (seasons, TimeSeries.from_values(noise)):
+        alone = automatic_local_pattern([series], 12, 0, 6)
+        assert automatic_local_pattern([series, *constants], 12, 0, 6) == alone
+    assert automatic_local_pattern(constants, 12, 0, 6) == LocalPattern(12)
+
+
 def test_components_have_one_say_each():
     """Whatever their unit."""
     walk, seasons = random_walk(), growing_seasons()

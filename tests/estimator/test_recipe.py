@@ -147,6 +147,16 @@ def test_several_processes_share_the_batches(tiny, monkeypatch, caplog):
     assert "trains for 6 epochs, about 12 updates" in caplog.text
 
 
+def test_an_epoch_has_a_batch_at_least(tiny):
+    message = "`dataloader_kwargs` must leave a batch of 63 training windows, got none"
+    with pytest.raises(ValueError, match=message):
+        tiny().fit(noisy_sine(), dataloader_kwargs={"batch_size": 64, "drop_last": True})
+
+
+def test_no_update_at_all(tiny):
+    assert tiny({"max_steps": 0}, n_epochs=None).fit(noisy_sine()).trainer.global_step == 0
+
+
 def test_a_trainer_of_the_users_has_its_own_length(tiny, caplog):
     say_once.cache_clear()
     trainer = Trainer(max_epochs=2, enable_checkpointing=False, **TRAINER)

@@ -58,7 +58,14 @@ def test_loaded_model_is_fitted_on(tiny, tmp_path):
     loaded = DDSSMModel.load(path)
     loaded.fit(5 + noisy_sine(seed=1), epochs=1)
     before, after = state(model), state(loaded)
-    fixed = {"progress", "by_instance", "floor_spread", "floor_ratio", *LOCAL_PATTERN}
+    fixed = {
+        "progress",
+        "by_instance",
+        "floor_spread",
+        "floor_ratio",
+        "floor_zeros",
+        *LOCAL_PATTERN,
+    }
     fixed |= {"target_shift", "target_spread", "is_unit_free"}
     fixed |= {f"{kind}_{part}" for kind in COVARIATES for part in OF_COVARIATES}
     fixed.add("ssm.encoder.share_kept")

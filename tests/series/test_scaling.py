@@ -18,7 +18,7 @@ from darts_ddssm.series.scaling import (
 )
 from tests.helpers import drawn, noisy_sine, same, with_gaps
 
-NO_FLOOR = InstanceFloor(torch.zeros(1), torch.zeros(1))
+NO_FLOOR = InstanceFloor(*torch.zeros(3, 1))
 
 # --- the scale of the training set ----------------------------------------------------
 
@@ -96,7 +96,7 @@ def test_instance_norm_is_not_misled_by_what_is_missing(tiny):
     observed[:, 0] = 1.0
     rin = RINorm(input_dim=2, affine=False).double()
     whole = Scale(x.new_zeros(2), x.new_ones(2))
-    floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
+    floor = InstanceFloor(*x.new_zeros(3, 2))
     x = x.masked_fill(observed == 0, 1e3)
     scale = instance_scale(rin, x, observed, whole, floor, LocalPattern(12))
     for i in range(3):
@@ -115,7 +115,7 @@ def test_level_is_the_mean_of_the_last_steps(level_steps):
     observed[0, -3:] = 0.0
     rin = RINorm(input_dim=2, affine=False).double()
     whole = Scale(x.new_zeros(2), x.new_ones(2))
-    floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
+    floor = InstanceFloor(*x.new_zeros(3, 2))
     scale = instance_scale(rin, x, observed, whole, floor, LocalPattern(level_steps))
     for i in (1, 2):
         expected = x[i, -level_steps:].mean(0)
@@ -139,7 +139,7 @@ def test_a_line_is_taken_out(level_steps, trend_values, share_missing):
     observed[:, : trend_values + 1] = 1.0
     rin = RINorm(input_dim=2, affine=False).double()
     whole = Scale(x.new_zeros(2), x.new_ones(2))
-    floor = InstanceFloor(x.new_ones(2), x.new_zeros(2))
+    floor = InstanceFloor(x.new_ones(2), x.new_zeros(2), x.new_ones(2))
     past = x[:, :12].masked_fill(observed == 0, 1e3)
     how = LocalPattern(level_steps, trend_values, 1.0)
     scale = instance_scale(rin, past, observed, whole, floor, how)
@@ -161,7 +161,7 @@ def test_what_is_missing_may_be_any_number():
     for missing in (0.0, 1e30):
         given = x.masked_fill(observed == 0, missing)
         rin, one = RINorm(input_dim=1, affine=False), torch.ones(1)
-        floor = InstanceFloor(0 * one, 0 * one)
+        floor = InstanceFloor(0 * one, 0 * one, 0 * one)
         whole, how = Scale(0 * one, one), LocalPattern(2, 3, 1.0, 4, 3)
         scales.append(instance_scale(rin, given, observed, whole, floor, how))
     for part, other in zip(*scales, strict=True):
@@ -175,7 +175,7 @@ def test_a_share_of_the_trend_goes_on():
     late, early = x[:, -4:].mean(1, keepdim=True), x[:, -8:-4].mean(1, keepdim=True)
     rin = RINorm(input_dim=1, affine=False).double()
     whole = Scale(x.new_zeros(1), x.new_ones(1))
-    floor = InstanceFloor(x.new_zeros(1), x.new_zeros(1))
+    floor = InstanceFloor(*x.new_zeros(3, 1))
     how = LocalPattern(2, 4, 0.5)
     scale = instance_scale(rin, x, torch.ones_like(x), whole, floor, how)
     slope = 0.5 * (late - early) / 4
@@ -198,7 +198,7 @@ def test_a_season_is_taken_out(level_steps, num_cycles):
     x = level + season[:, phases]
     rin = RINorm(input_dim=2, affine=False).double()
     whole = Scale(x.new_zeros(2), x.new_ones(2))
-    floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
+    floor = InstanceFloor(*x.new_zeros(3, 2))
     how = LocalPattern(level_steps, season_length=4, season_cycles=num_cycles)
     observed = torch.ones_like(x[:, :18])
     scale = instance_scale(rin, x[:, :18], observed, whole, floor, how)
@@ -256,7 +256,7 @@ def test_instance_norm_keeps_the_likelihood_of_the_data():
         rin.affine_weight.copy_(torch.tensor([0.5, 2.0]))
         rin.affine_bias.copy_(torch.tensor([-1.0, 1.0]))
     whole = Scale(x.new_zeros(2), x.new_ones(2))
-    floor = InstanceFloor(x.new_zeros(2), x.new_zeros(2))
+    floor = InstanceFloor(*x.new_zeros(3, 2))
     scale = instance_scale(rin, x, torch.ones_like(x), whole, floor, LocalPattern(12))
     raw = torch.randn(4, 12, 2, 2, dtype=torch.float64)
     normalised, data = (
@@ -337,7 +337,7 @@ def test_a_moved_scale_has_the_spread_of_its_path(affine, growth, kept):
 
 
 def test_a_path_at_rest_is_divided_by_the_floor_at_least():
-    floor = InstanceFloor(torch.tensor([0.5]).double(), torch.zeros(1).double())
+    floor = InstanceFloor(*torch.tensor([[0.5], [0.0], [0.5]]).double())
     x = torch.zeros(1, 10, 1, dtype=torch.float64)
     known, rin, pattern = torch.ones_like(x), RINorm(1, affine=False), LocalPattern(4)
     scale = instance_scale(rin, x, known, Scale.unit(), floor, pattern)
