@@ -21,7 +21,7 @@ from darts_ddssm.series.scaling import CovariateScale
 
 # The most values of covariates of a window that are looked at, of each kind the last ones,
 # and the most windows that are compared, of so many series.
-MAX_INPUTS, MAX_ROWS, NUM_SERIES = 256, 2000, 10
+MAX_COVARIATES, MAX_ROWS, NUM_SERIES = 256, 2000, 10
 
 
 class TrainingCovariates(NamedTuple):
@@ -93,7 +93,7 @@ class TrainingCovariates(NamedTuple):
 
 def _last_inputs(covariates: Tensor) -> Tensor:
     """The last covariates of windows: (N, T, F) -> (N, ...)."""
-    num_steps = max(MAX_INPUTS // max(covariates.shape[2], 1), 1)
+    num_steps = max(MAX_COVARIATES // max(covariates.shape[2], 1), 1)
     return covariates[:, -num_steps:].flatten(1)
 
 

@@ -81,7 +81,7 @@ MAX_VALUES, MIN_WINDOWS = 30_000_000, 300
 # Up to so many training windows, sqrt(C) times as many of C components, the level is the
 # chosen one. Of more windows a network learns less by heart: from there on the level is
 # inverse to their number.
-FEW_WINDOWS = 100
+WINDOWS_OF_FULL_NOISE = 100
 
 # The past tells of the future where the forecast under the highest level is off by so many
 # times what the best one is, at least.
@@ -269,7 +269,7 @@ def automatic_input_noise(
         Standard deviation of the noise, in units of normalised values.
     """
     apart = math.sqrt(num_components)
-    share = SHARE_OF_LEVEL * apart * min(FEW_WINDOWS * apart / num_windows, 1.0)
+    share = SHARE_OF_LEVEL * apart * min(WINDOWS_OF_FULL_NOISE * apart / num_windows, 1.0)
     if errors is None:
         return share * DEFAULT_LEVEL
     best = int((errors.joint <= errors.joint.min() + TOLERANCE).nonzero().min())

@@ -154,8 +154,8 @@ def check_training_set(
     name
         Name of the argument.
     dataset
-        The dataset. One that is empty is left to darts, which gives a model that is not to
-        be trained input chunks alone.
+        The dataset. An empty one is left to darts, and one of a model that needs no
+        training has input chunks alone.
     """
     if len(dataset) == 0 or not model._requires_training:
         return

@@ -5,7 +5,7 @@ Letters as in :mod:`darts_ddssm.ssm`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from darts import TimeSeries
 from torch import Tensor
 from torch.distributions import Normal, StudentT
 
-from darts_ddssm.estimator.windows import moments, windows_of, with_flags
+from darts_ddssm.estimator.windows import Windows, moments, windows_of, with_flags
 from darts_ddssm.series.scaling import (
     InstanceFloor,
     LocalMoments,
@@ -35,7 +35,7 @@ CLEAR_GAIN = 1.0
 
 # So many windows that do not overlap are enough to learn to which mean stationary series
 # return. With fewer, windows of their own scale are more alike, and easier to learn.
-MANY_WINDOWS = 50
+ENOUGH_WINDOWS = 50
 
 # Input chunks of the past that a mixture is made of, at most, and all of its densities.
 NUM_CHUNKS, MAX_DENSITIES = 200, 100_000_000
@@ -114,13 +114,15 @@ class _OwnForecasts(NamedTuple):
 
 
 def _own_forecasts(
-    windows: Tensor,
+    parts: Sequence[Windows],
     input_length: int,
     output_length: int,
     level: LocalPattern,
     floor: InstanceFloor,
 ) -> _OwnForecasts:
-    """Forecast output chunks of windows (T, N, C) by level and spread of their input."""
+    """Forecast output chunks of windows by level and spread of their input chunks."""
+    # (T, N, C) of all series
+    windows = torch.cat([each.x for each in parts], dim=1)
     local = local_moments(*with_flags(windows[:input_length]), level)
     whole_mean, whole_std, _ = moments(windows)
     constant = is_constant(whole_mean.abs(), whole_std)
@@ -150,7 +152,8 @@ def _by_any_chunk(
     input_length: int,
     level: LocalPattern,
     floor: InstanceFloor,
-) -> Callable[[_OwnForecasts], Tensor]:
+    ahead: Tensor,
+) -> Tensor:
     """Return the log-density of output chunks given that their own input chunk is unknown.
 
     It is the mean of the densities given the chunks of all that is before.
@@ -165,22 +168,21 @@ def _by_any_chunk(
         Which last values of a chunk tell its level.
     floor
         The least spread of a chunk.
+    ahead
+        The output chunks, (N, n, C).
     """
-    # (I, K, C)
+    # (I, K, C), at most one of each of very many series
     found = windows_of(before, input_length, max_windows=NUM_CHUNKS)
     chunks = torch.cat([each.x for each in found], dim=1)
-
-    def log_density(one: _OwnForecasts) -> Tensor:
-        step = math.ceil(chunks.shape[1] * one.ahead.numel() / MAX_DENSITIES)
-        some, total = chunks[:, ::step], torch.full_like(one.ahead, -torch.inf)
-        for chunk in some.split(1, dim=1):
-            local = local_moments(*with_flags(chunk), level)
-            given_chunk = _student_t(local, floor).log_prob(one.ahead)
-            total = total.logaddexp(given_chunk.nan_to_num(nan=-torch.inf))
-        num_known = ((~some.isnan()).sum(0) > 1).sum(0)
-        return total - num_known.log()
-
-    return log_density
+    most = min(MAX_DENSITIES // ahead.numel(), NUM_CHUNKS)
+    chunks = chunks[:, :: math.ceil(chunks.shape[1] / max(most, 1))]
+    total = torch.full_like(ahead, -torch.inf)
+    for chunk in chunks.split(1, dim=1):
+        local = local_moments(*with_flags(chunk), level)
+        given_chunk = _student_t(local, floor).log_prob(ahead)
+        total = total.logaddexp(given_chunk.nan_to_num(nan=-torch.inf))
+    num_known = ((~chunks.isnan()).sum(0) > 1).sum(0)
+    return total - num_known.log()
 
 
 def prefers_instance_scale(
@@ -232,34 +234,29 @@ def prefers_instance_scale(
     if len(parts) < (1 if longer else 2):
         return False
     how = input_length, output_length, level, floor
-    own = [_own_forecasts(each.x, *how) for each in parts]
+    own = _own_forecasts(parts, *how)
     mean, std, _ = moments(torch.cat([each.before for each in parts]))
     # constant components say nothing
     std = torch.where(std > 0, std, torch.nan)
     by_training_set = Normal(mean, std, validate_args=False)
-    gain = _mean_of(one.log_density - by_training_set.log_prob(one.ahead) for one in own)
+    gain = (own.log_density - by_training_set.log_prob(own.ahead)).nanmean().item()
     if not gain > MIN_GAIN:
         return False
     before = [TimeSeries.from_values(each.before.numpy()) for each in parts]
-    by_any_chunk = _by_any_chunk(before, input_length, level, floor)
-    if not _mean_of(one.log_density - by_any_chunk(one) for one in own) > 0:
+    by_any_chunk = _by_any_chunk(before, input_length, level, floor, own.ahead)
+    if not (own.log_density - by_any_chunk).nanmean() > 0:
         return False
     if not longer or gain > CLEAR_GAIN:
         return gain > CLEAR_GAIN
     num_windows = sum(len(one) // length for one in longer)
-    if num_windows < MANY_WINDOWS or not _keep_returning(longer):
+    if num_windows < ENOUGH_WINDOWS or not _keep_returning(longer):
         return True
-    learned = [_own_forecasts(each.x, *how) for each in windows(before)]
+    earlier = list(windows(before))
     # before the last third there may be no whole window
-    if not learned:
+    if not earlier:
         return True
-    by_level = _linear_by_level(learned)
-    return _mean_of(one.log_density - by_level(one) for one in own) > -MIN_GAIN
-
-
-def _mean_of(parts: Iterable[Tensor]) -> float:
-    """Mean of all values of some tensors that are known."""
-    return torch.cat([part.flatten() for part in parts]).nanmean().item()
+    by_level = _linear_by_level(_own_forecasts(earlier, *how), own)
+    return bool((own.log_density - by_level).nanmean() > -MIN_GAIN)
 
 
 def _keep_returning(series: Sequence[TimeSeries]) -> bool:
@@ -283,9 +280,7 @@ def _keep_returning(series: Sequence[TimeSeries]) -> bool:
     return bool(np.mean(numbers, axis=0).min() >= MIN_CROSSINGS)
 
 
-def _linear_by_level(
-    learned: Sequence[_OwnForecasts],
-) -> Callable[[_OwnForecasts], Tensor]:
+def _linear_by_level(learned: _OwnForecasts, own: _OwnForecasts) -> Tensor:
     """Return the log-density of output chunks by linear regressions on the level.
 
     Each step of the chunk has its own, the same for all series.
@@ -294,23 +289,19 @@ def _linear_by_level(
     ----------
     learned
         What the regressions are fitted to.
+    own
+        What they forecast, (N, n, C).
     """
-    # (N, n, C) of all series
-    y = torch.cat([one.ahead for one in learned])
-    x = torch.cat([one.level.expand_as(one.ahead) for one in learned])
-    x = torch.where(y.isnan(), torch.nan, x)
+    y = learned.ahead
+    x = torch.where(y.isnan(), torch.nan, learned.level.expand_as(y))
     mean_x, mean_y = x.nanmean(0), y.nanmean(0)
     x, y = x - mean_x, y - mean_y
     slope = (x * y).nanmean(0) / x.square().nanmean(0)
     std = (y - slope * x).square().nanmean(0).sqrt()
     # of what is constant nothing is said
     std = torch.where(std > 0, std, torch.nan)
-
-    def log_density(one: _OwnForecasts) -> Tensor:
-        mean = mean_y + slope * (one.level - mean_x)
-        return Normal(mean, std, validate_args=False).log_prob(one.ahead)
-
-    return log_density
+    mean = mean_y + slope * (own.level - mean_x)
+    return Normal(mean, std, validate_args=False).log_prob(own.ahead)
 
 
 def _all_without_season(series: TimeSeries, length: int) -> TimeSeries:
