@@ -293,7 +293,7 @@ def test_steps_that_are_counted(tiny, monkeypatch):
     """Observed ones, in many short series as in one, and none outside of the windows."""
     counted = []
     monkeypatch.setattr(
-        "darts_ddssm.model.automatic_num_updates",
+        "darts_ddssm.estimator.recipe.automatic_num_updates",
         lambda *sizes: counted.append(sizes[:3]) or 1,
     )
     values = noisy_sine().values()
@@ -310,7 +310,7 @@ def test_steps_that_are_counted(tiny, monkeypatch):
 
 def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
     """About so many updates, said once; or until the trainer ends it."""
-    short = "darts_ddssm.model.automatic_num_updates"
+    short = "darts_ddssm.estimator.recipe.automatic_num_updates"
     monkeypatch.setattr(short, lambda *sizes: 13)
     say_once.cache_clear()
     for _ in range(2):
@@ -332,7 +332,7 @@ def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
 
 
 def test_a_shorter_training_says_why(tiny, monkeypatch, caplog):
-    short = "darts_ddssm.model.automatic_num_updates"
+    short = "darts_ddssm.estimator.recipe.automatic_num_updates"
     # of 183 windows, in batches of 16
     monkeypatch.setattr(short, lambda *sizes: 48 if sizes[-2] else 24)
     say_once.cache_clear()
@@ -348,7 +348,7 @@ def test_a_shorter_training_says_why(tiny, monkeypatch, caplog):
 
 
 def test_it_says_that_a_season_needs_no_learning(tiny, monkeypatch, caplog):
-    short = "darts_ddssm.model.automatic_num_updates"
+    short = "darts_ddssm.estimator.recipe.automatic_num_updates"
     # of 103 windows, in batches of 16
     monkeypatch.setattr(short, lambda *sizes: 14 if sizes[-1] else 28)
     say_once.cache_clear()
