@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from darts import TimeSeries
 from darts.utils.likelihood_models import torch as likelihoods
+from darts.utils.timeseries_generation import gaussian_timeseries
 from pytorch_lightning import Trainer
 
 from darts_ddssm.estimator import recipe
@@ -111,6 +112,78 @@ def test_no_direction_is_learned_from_a_walk_that_rose(tiny):
         ]
         off.append(np.abs(sum(middles) / 2 - level).mean())
     assert off[0] < off[1]
+
+
+def test_steps_that_are_counted(tiny, monkeypatch):
+    """Observed ones, in many short series as in one, and none outside of the windows."""
+    counted = []
+    monkeypatch.setattr(
+        recipe,
+        "automatic_num_updates",
+        lambda *sizes: counted.append(sizes[:3]) or 1,
+    )
+    values = noisy_sine().values()
+    values[3:10] = np.nan
+    series = TimeSeries.from_values(values)
+    for given in (series, [series[:20], series[20:60]]):
+        tiny(n_epochs=None).fit(given)
+    tiny(n_epochs=None).fit(series, max_samples_per_ts=2)
+    # windows of 18 steps; darts takes as many of each series
+    expected = [(63, 80 - 7, 1), (2 * 23, 60 - 7, 2), (2, 2 * 18, 1)]
+    # with what the past says and as if it said much
+    assert counted == [sizes for sizes in expected for _ in range(2)]
+
+
+def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
+    """About so many updates, said once; or until the trainer ends it."""
+    monkeypatch.setattr(recipe, "automatic_num_updates", lambda *sizes: 13)
+    say_once.cache_clear()
+    for _ in range(2):
+        # 63 windows in batches of 16
+        model = tiny(n_epochs=None).fit(noisy_sine())
+        assert model.trainer.global_step == 12 and model.epochs_trained == 3
+    message = "trains for 3 epochs, about 12 updates"
+    said = [r for r in caplog.records if message in r.message]
+    assert [record.levelname for record in said] == ["WARNING"]
+    assert model.predict(2, num_samples=3).n_samples == 3
+    model = tiny({"max_steps": 17}, n_epochs=None).fit(noisy_sine())
+    assert model.trainer.global_step == 17
+    # a limit of time is a limit only
+    model = tiny({"max_time": {"minutes": 9}}, n_epochs=None).fit(noisy_sine())
+    assert model.trainer.global_step == 12
+    monkeypatch.setattr(recipe, "automatic_num_updates", lambda *sizes: 10**6)
+    model = tiny({"max_time": {"seconds": 2}}, n_epochs=None).fit(noisy_sine())
+    assert model.trainer.global_step < 10**5 and model.predict(2).n_timesteps == 2
+
+
+def test_a_shorter_training_says_why(tiny, monkeypatch, caplog):
+    # of 183 windows, in batches of 16
+    monkeypatch.setattr(
+        recipe, "automatic_num_updates", lambda *sizes: 48 if sizes[-2] else 24
+    )
+    say_once.cache_clear()
+    noise = gaussian_timeseries(length=200).astype(np.float32)
+    messages = {}
+    for series in (noise, noisy_sine(200)):
+        caplog.clear()
+        model = tiny(n_epochs=None).fit(series)
+        messages[model.trainer.global_step] = caplog.text
+    assert messages.keys() == {24, 48}
+    assert "about 24 updates, since the past says little of what follows" in messages[24]
+    assert "about 48 updates. Pass `n_epochs`" in messages[48]
+
+
+def test_it_says_that_a_season_needs_no_learning(tiny, monkeypatch, caplog):
+    # of 103 windows, in batches of 16
+    monkeypatch.setattr(
+        recipe, "automatic_num_updates", lambda *sizes: 14 if sizes[-1] else 28
+    )
+    say_once.cache_clear()
+    level = np.random.default_rng(0).standard_normal(120).cumsum()
+    season = np.tile([5.0, -4.0, 1.0, 3.0, -2.0, -3.0], 20)
+    series = TimeSeries.from_values((0.3 * level + season).astype(np.float32))
+    assert tiny(n_epochs=None).fit(series).trainer.global_step == 14
+    assert "about 14 updates, since the season is taken out and needs no" in caplog.text
 
 
 @pytest.mark.parametrize(

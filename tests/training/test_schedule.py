@@ -1,24 +1,16 @@
-"""Weight of the KL, learning rate and number of updates of a training."""
+"""Weight of the KL, learning rate, noise and forecast loss in the course of a training."""
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from darts import TimeSeries
-from darts.utils.timeseries_generation import gaussian_timeseries
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, Timer
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.estimator.automatic import (
-    MAX_LEARNING_RATE,
     MIN_LEARNING_RATE,
-    automatic_learning_rate,
-    automatic_n_epochs,
-    automatic_num_updates,
-    say_once,
 )
 from darts_ddssm.training.schedule import (
     forecast_loss_share,
@@ -233,130 +225,6 @@ def test_training_that_is_extended_has_a_schedule_of_its_own(tiny):
 
 
 # --- the number of epochs -------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "num_windows, batch_size", [(1, 32), (97, 32), (150, 32), (5000, 64)]
-)
-def test_automatic_number_of_epochs_makes_as_many_updates(num_windows, batch_size):
-    num_batches = math.ceil(num_windows / batch_size)
-    expected = automatic_num_updates(num_windows, 9999, 1, False, True, False)
-    updates = automatic_n_epochs(expected, num_windows, batch_size) * num_batches
-    assert abs(updates - expected) <= num_batches / 2
-
-
-def test_more_windows_take_more_updates_and_a_higher_rate():
-    """Between bounds."""
-    sizes = (1, 100, 300, 1200, 10_000, 10**7)
-    numbers = [automatic_num_updates(n, 10**7, 1, False, True, False) for n in sizes]
-    assert numbers == [400, 400, 400, 800, 2300, 3500]
-    rates = [automatic_learning_rate(n) for n in (1, 100, 300, 1000, 10**7)]
-    assert rates == sorted(rates)
-    assert (rates[0], rates[-1]) == (MIN_LEARNING_RATE, MAX_LEARNING_RATE)
-
-
-def test_many_short_series_take_more_updates_of_which_each_step_tells():
-    """A thousand series of a window each tell more than as many windows of one."""
-    assert automatic_num_updates(1024, 32 * 1024, 1024, True, True, False) == 3500
-    assert automatic_num_updates(1024, 32 * 1024, 1024, False, True, False) == 700
-    assert automatic_num_updates(1024, 1055, 1, True, True, False) == 800
-
-
-def test_a_long_series_whose_past_says_little_takes_fewer_updates():
-    """But many short series take as many as ever."""
-    assert automatic_num_updates(4777, 4800, 1, True, True, False) == 1600
-    assert automatic_num_updates(4777, 4800, 1, True, False, False) == 800
-    for predictable in (False, True):
-        assert automatic_num_updates(250, 300, 1, True, predictable, False) == 400
-        assert (
-            automatic_num_updates(1024, 32 * 1024, 1024, True, predictable, False) == 3500
-        )
-
-
-@pytest.mark.parametrize("steps_count", (False, True))
-@pytest.mark.parametrize("predictable", (False, True))
-def test_a_short_series_has_400_updates(steps_count, predictable):
-    """However little it tells: with fewer it would hardly be trained at all."""
-    assert automatic_num_updates(100, 100, 1, steps_count, predictable, False) == 400
-
-
-def test_a_season_that_is_taken_out_needs_no_learning():
-    sizes = (100, 120, 1, True, True)
-    assert automatic_num_updates(*sizes, False) == 2 * automatic_num_updates(*sizes, True)
-
-
-def test_automatic_number_of_epochs_is_one_at_least():
-    assert automatic_n_epochs(3500, 10**6, 32) == 1
-
-
-def test_steps_that_are_counted(tiny, monkeypatch):
-    """Observed ones, in many short series as in one, and none outside of the windows."""
-    counted = []
-    monkeypatch.setattr(
-        "darts_ddssm.estimator.recipe.automatic_num_updates",
-        lambda *sizes: counted.append(sizes[:3]) or 1,
-    )
-    values = noisy_sine().values()
-    values[3:10] = np.nan
-    series = TimeSeries.from_values(values)
-    for given in (series, [series[:20], series[20:60]]):
-        tiny(n_epochs=None).fit(given)
-    tiny(n_epochs=None).fit(series, max_samples_per_ts=2)
-    # windows of 18 steps; darts takes as many of each series
-    expected = [(63, 80 - 7, 1), (2 * 23, 60 - 7, 2), (2, 2 * 18, 1)]
-    # with what the past says and as if it said much
-    assert counted == [sizes for sizes in expected for _ in range(2)]
-
-
-def test_length_of_a_training_that_is_left_open(tiny, monkeypatch, caplog):
-    """About so many updates, said once; or until the trainer ends it."""
-    short = "darts_ddssm.estimator.recipe.automatic_num_updates"
-    monkeypatch.setattr(short, lambda *sizes: 13)
-    say_once.cache_clear()
-    for _ in range(2):
-        # 63 windows in batches of 16
-        model = tiny(n_epochs=None).fit(noisy_sine())
-        assert model.trainer.global_step == 12 and model.epochs_trained == 3
-    message = "trains for 3 epochs, about 12 updates"
-    said = [r for r in caplog.records if message in r.message]
-    assert [record.levelname for record in said] == ["WARNING"]
-    assert model.predict(2, num_samples=3).n_samples == 3
-    model = tiny({"max_steps": 17}, n_epochs=None).fit(noisy_sine())
-    assert model.trainer.global_step == 17
-    # a limit of time is a limit only
-    model = tiny({"max_time": {"minutes": 9}}, n_epochs=None).fit(noisy_sine())
-    assert model.trainer.global_step == 12
-    monkeypatch.setattr(short, lambda *sizes: 10**6)
-    model = tiny({"max_time": {"seconds": 2}}, n_epochs=None).fit(noisy_sine())
-    assert model.trainer.global_step < 10**5 and model.predict(2).n_timesteps == 2
-
-
-def test_a_shorter_training_says_why(tiny, monkeypatch, caplog):
-    short = "darts_ddssm.estimator.recipe.automatic_num_updates"
-    # of 183 windows, in batches of 16
-    monkeypatch.setattr(short, lambda *sizes: 48 if sizes[-2] else 24)
-    say_once.cache_clear()
-    noise = gaussian_timeseries(length=200).astype(np.float32)
-    messages = {}
-    for series in (noise, noisy_sine(200)):
-        caplog.clear()
-        model = tiny(n_epochs=None).fit(series)
-        messages[model.trainer.global_step] = caplog.text
-    assert messages.keys() == {24, 48}
-    assert "about 24 updates, since the past says little of what follows" in messages[24]
-    assert "about 48 updates. Pass `n_epochs`" in messages[48]
-
-
-def test_it_says_that_a_season_needs_no_learning(tiny, monkeypatch, caplog):
-    short = "darts_ddssm.estimator.recipe.automatic_num_updates"
-    # of 103 windows, in batches of 16
-    monkeypatch.setattr(short, lambda *sizes: 14 if sizes[-1] else 28)
-    say_once.cache_clear()
-    level = np.random.default_rng(0).standard_normal(120).cumsum()
-    season = np.tile([5.0, -4.0, 1.0, 3.0, -2.0, -3.0], 20)
-    series = TimeSeries.from_values((0.3 * level + season).astype(np.float32))
-    assert tiny(n_epochs=None).fit(series).trainer.global_step == 14
-    assert "about 14 updates, since the season is taken out and needs no" in caplog.text
 
 
 def test_forecasts_are_trained_now_and_then_with_a_weight_to_match():
