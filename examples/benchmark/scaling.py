@@ -144,10 +144,8 @@ def timed(function: Callable[[], list]) -> Timed:
 
 
 def exponent(values: pd.Series) -> float:
-    """Slope of the logarithm over the upper half of the sizes, where it is positive."""
-    values = values.dropna()
-    upper = values.iloc[len(values) // 2 :]
-    upper = upper[upper > 0]
+    """Slope of the logarithm over the upper half of the sizes, where it is known."""
+    upper = values.iloc[len(values) // 2 :].dropna()
     if len(upper) < 2:
         return np.nan
     return float(np.polyfit(np.log(upper.index.astype(float)), np.log(upper), 1)[0])
@@ -172,8 +170,10 @@ def summary(frame: pd.DataFrame, folder: Path, data_dir: str | None) -> str:
             texts = [f"{x:.3g}" for x in seconds[method]]
             table[f"{method}, {unit}"] = [*texts, f"{exponent(seconds[method]):.2f}"]
         for method in memory.columns:
-            texts = [f"{x:.0f}" for x in memory[method]]
-            table[f"{method}, MiB"] = [*texts, f"{exponent(memory[method]):.2f}"]
+            # memory that is free, but still held, may serve a little
+            texts = [f"{x:.0f}" if x >= 1 else "< 1" for x in memory[method]]
+            slope = exponent(memory[method].where(memory[method] >= 1))
+            table[f"{method}, MiB"] = [*texts, f"{slope:.2f}"]
         columns = [*map(str, seconds.index), "exponent"]
         by_size = pd.DataFrame.from_dict(table, orient="index", columns=columns)
         parts += [f"By {factor}:", report.markdown(by_size)]
