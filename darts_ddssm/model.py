@@ -2,8 +2,10 @@
 The darts model: :class:`DDSSMModel`.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from io import BytesIO
 from typing import Any, TypeVar, cast
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from darts import TimeSeries
 from darts.logging import get_logger, raise_log
+from darts.models.forecasting import forecasting_model
 from darts.models.forecasting.torch_forecasting_model import (
     MixedCovariatesTorchModel,
 )
@@ -96,6 +99,21 @@ def _like(original: Callable[..., Any]) -> Callable[[Method], Method]:
         return cast(Method, wraps(original)(method))
 
     return decorate
+
+
+@contextmanager
+def _without_false_warning() -> Iterator[None]:
+    """Let darts not warn that later values of past covariates are used: they are not."""
+
+    def is_true(record: logging.LogRecord) -> bool:
+        return "future values of your `past_covariates`" not in record.getMessage()
+
+    source = logging.getLogger(forecasting_model.__name__)
+    source.addFilter(is_true)
+    try:
+        yield
+    finally:
+        source.removeFilter(is_true)
 
 
 def _num_batches(trainer: Trainer, loader: DataLoader) -> int:
@@ -460,7 +478,8 @@ class DDSSMModel(LatentMethods):
     @num_solver_steps.setter
     def num_solver_steps(self, value: int) -> None:
         check_integer("num_solver_steps", value, least=MIN_SOLVER_STEPS)
-        self._num_solver_steps = int(value)
+        # an untrained copy of the model has as many
+        self._num_solver_steps = self._model_params["num_solver_steps"] = int(value)
 
     @property
     def supports_static_covariates(self) -> bool:
@@ -725,7 +744,8 @@ class DDSSMModel(LatentMethods):
         if series is not None:
             check_series("series", series)
         check_trained(self)
-        return super().predict(n, series, *args, **kwargs)
+        with _without_false_warning():
+            return super().predict(n, series, *args, **kwargs)
 
     @_like(MixedCovariatesTorchModel.historical_forecasts)
     def historical_forecasts(
@@ -747,14 +767,15 @@ class DDSSMModel(LatentMethods):
             past_covariates = prolonged(past_covariates, extra)
         elif past_covariates is not None and extra > 0:
             past_covariates = [prolonged(one, extra) for one in past_covariates]
-        return super().historical_forecasts(
-            series,
-            past_covariates,
-            future_covariates,
-            forecast_horizon,
-            *args,
-            **kwargs,
-        )
+        with _without_false_warning():
+            return super().historical_forecasts(
+                series,
+                past_covariates,
+                future_covariates,
+                forecast_horizon,
+                *args,
+                **kwargs,
+            )
 
     def _train(
         self, trainer: Trainer, model: _DDSSMModule, *args: Any, **kwargs: Any

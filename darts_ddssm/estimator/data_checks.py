@@ -94,11 +94,14 @@ def check_series(name: str, value: Any) -> None:
     several = isinstance(value, Sequence) and not isinstance(value, str)
     given = value if several else [value]
     wrong = [one for one in given if not isinstance(one, TimeSeries)]
-    got = reprlib.repr(wrong[0] if wrong else value)
-    check(
-        len(given) > 0 and not wrong,
-        f"`{name}` must be a `TimeSeries` or a sequence of at least one, got `{got}`.",
-    )
+    if wrong or len(given) == 0:
+        got = reprlib.repr(wrong[0] if wrong else value)
+        raise_log(
+            ValueError(
+                f"`{name}` must be a `TimeSeries` or a sequence of at least one, got "
+                f"`{got}`."
+            )
+        )
 
 
 def check_covariates(
@@ -109,10 +112,11 @@ def check_covariates(
         ("past_covariates", past_covariates),
         ("future_covariates", future_covariates),
     ):
-        check(
-            value is None or isinstance(value, TimeSeries),
-            f"`{name}` must be a `TimeSeries` or `None`, got `{reprlib.repr(value)}`.",
-        )
+        if value is not None and not isinstance(value, TimeSeries):
+            got = reprlib.repr(value)
+            raise_log(
+                ValueError(f"`{name}` must be a `TimeSeries` or `None`, got `{got}`.")
+            )
 
 
 def check_one_for_each(
@@ -276,7 +280,8 @@ def _check_distance(
     name: str, i: int, values: np.ndarray, distance: np.ndarray, origin: str
 ) -> None:
     limit = max_input(values.dtype)
-    too_far = np.abs(distance) > limit
+    # in half precision the limit would be infinite
+    too_far = np.abs(distance) > np.float64(limit)
     if too_far.any():
         raise_log(
             ValueError(

@@ -1,5 +1,7 @@
 """Series and covariates that are refused, each with a message that names the problem."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -147,3 +149,13 @@ def test_future_covariates_must_have_the_frequency(tiny, patch_length):
         other = TimeSeries.from_times_and_values(index, known.values())
         with pytest.raises(ValueError, match="`future_covariates` frequency .* not match"):
             model.predict(6, series, future_covariates=other)
+
+
+def test_half_precision_draws_no_warning(tiny):
+    series = noisy_sine().astype(np.float16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        forecast = (
+            tiny(n_epochs=1).fit(series, future_covariates=series).predict(1, series[:60])
+        )
+    assert np.isfinite(forecast.values()).all()

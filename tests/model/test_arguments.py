@@ -37,6 +37,13 @@ def test_num_solver_steps_must_be_enough(tiny, value):
         model.num_solver_steps = value
 
 
+def test_a_copy_has_the_number_of_solver_steps_that_was_set(tiny):
+    model = tiny(n_epochs=1).fit(noisy_sine())
+    model.num_solver_steps = 7
+    assert model.untrained_model().num_solver_steps == 7
+    assert "num_solver_steps=7" in repr(model)
+
+
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "2", None, True])
 def test_peak_kl_weight_must_be_a_positive_number(tiny, value):
     with pytest.raises(ValueError, match=f"`peak_kl_weight` must be .* got `{value!r}`"):

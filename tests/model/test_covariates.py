@@ -307,6 +307,22 @@ def test_future_covariates_too_short(tiny):
         model.predict(12)
 
 
+def test_it_is_not_said_that_later_past_covariates_are_used(tiny, caplog):
+    series, known = noisy_sine(), covariate(100)
+    model = tiny(n_epochs=1).fit(series, past_covariates=known[:80])
+    how = {"num_samples": 3, "random_state": 0}
+    short, long = (
+        model.predict(9, series, past_covariates=c, **how) for c in (known[:80], known)
+    )
+    assert same(short, long)
+    where = {"forecast_horizon": 9, "start": -20, "start_format": "position", "stride": 10}
+    for retrain in (False, True):
+        model.historical_forecasts(
+            series, past_covariates=known, retrain=retrain, **where, **how
+        )
+    assert "past_covariates" not in caplog.text
+
+
 def test_past_covariates_that_end_with_the_series_suffice(tiny):
     model = tiny(n_epochs=1).fit(noisy_sine(), past_covariates=covariate(80))
     for n in (1, 6, 30):
