@@ -269,8 +269,9 @@ class DDSSMModel(LatentMethods):
             than 900 or where all of their own trend is taken out. Where at most 900 windows
             are those of a random walk, half of them are also turned upside down: it may as
             well fall as rise. They are where their level is their last value, no linear
-            forecast by the past is better than the level by 10 %, by cross-validation, and
-            there are no covariates. ``0`` for neither, as always with likelihoods that have
+            forecast by the past is better than the level by 10 %, by cross-validation, ten
+            series or more do not rise in another way than they fall, and there are no
+            covariates. ``0`` for neither, as always with likelihoods that have
             no location and scale.
         patch_length
             Number of time steps that share one latent state. A long window then has few

@@ -91,6 +91,11 @@ LEAST_GAIN = 1.25
 # penalty is better than under the highest one, that is by the level, by less than this.
 MAX_GAIN_OF_WALK = 1.1
 
+# Series are no walks, either, where forecasts by nearest neighbours are off by so many
+# times as much once mirror images are among these. Of fewer series than the second number
+# it would be a matter of chance.
+MAX_ASYMMETRY, ENOUGH_SERIES = 1.1, 10
+
 # A linear forecast needs no penalty where the lowest one costs no more than this, in the
 # logarithm of the error.
 MAX_LOSS_WITHOUT_PENALTY = 0.05
@@ -133,6 +138,10 @@ class ForecastErrors(NamedTuple):
     joint
         Of a ridge regression of all components from all of them, as ``linear``, which it is
         where there is one component.
+    asymmetry
+        Of the mean of what followed the nearest neighbours, by all of their values, less
+        that where the mirror images of all windows are among these, a scalar: below zero
+        where these mislead.
     with_covariates
         Of a ridge regression on the covariates of the window too, under the best penalty
         of the past and that of each of ``NOISE_LEVELS`` of the covariates. ``None`` where
@@ -148,6 +157,7 @@ class ForecastErrors(NamedTuple):
     linear: Tensor
     neighbours: Tensor
     joint: Tensor
+    asymmetry: Tensor
     with_covariates: Tensor | None = None
     covariate_neighbours: Tensor | None = None
     apart: float | None = None
@@ -236,10 +246,10 @@ def forecast_errors(
         of_folds = [errors(rows.at(train), rows.at(held)) for train, held in folds]
         return [torch.stack(each).mean(0) for each in zip(*of_folds, strict=True)]
 
-    linear, neighbours, joint = mean_of(_errors_by_past)
+    linear, neighbours, joint, asymmetry = mean_of(_errors_by_past)
     if not linear.isfinite().all():
         return None
-    errors = ForecastErrors(linear, neighbours, joint)
+    errors = ForecastErrors(linear, neighbours, joint, asymmetry)
     if covariates is None:
         return errors
     best = NOISE_LEVELS[int(linear.argmin())]
@@ -343,18 +353,24 @@ def is_predictable(errors: ForecastErrors | None) -> bool:
     return bool(errors.linear[-1] - least >= math.log(LEAST_GAIN))
 
 
-def may_be_walk(errors: ForecastErrors | None) -> bool:
+def may_be_walk(errors: ForecastErrors | None, num_series: int) -> bool:
     """Tell whether the past says next to nothing of what follows but its level.
 
     Not where that is unknown. A season that an input chunk holds once is no walk, though
-    the last value is its level: what is before it tells where in the season it is.
+    the last value is its level: what is before it tells where in the season it is. Nor are
+    series that rise in another way than they fall, as the sales of products do that come
+    and go.
 
     Parameters
     ----------
     errors
         Result of :func:`forecast_errors`.
+    num_series
+        Number of the training series.
     """
     if errors is None:
+        return False
+    if num_series >= ENOUGH_SERIES and errors.asymmetry < -math.log(MAX_ASYMMETRY):
         return False
     gain = errors.linear[-1] - errors.linear.min()
     return bool(gain < math.log(MAX_GAIN_OF_WALK))
@@ -536,13 +552,14 @@ def _ridge_errors(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> Tenso
     return torch.stack(errors)
 
 
-def _errors_by_past(train: _Rows, held: _Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Errors that are ``linear``, ``neighbours`` and ``joint``, see `ForecastErrors`."""
+def _errors_by_past(train: _Rows, held: _Rows) -> tuple[Tensor, ...]:
+    """Errors that do not depend on covariates, in the order of `ForecastErrors`."""
     rows, rows_held = train.by_component(), held.by_component()
     linear = _ridge_errors(rows.x, rows.y, rows_held.x, rows_held.y)
     several = train.x.shape[1] > 1
     joint = _joint_ridge_errors(train, held) if several else linear
-    return linear, _neighbours_error(rows, rows_held), joint
+    asymmetry = _asymmetry(rows, rows_held)
+    return linear, _neighbours_error(rows, rows_held), joint, asymmetry
 
 
 def _errors_by_covariates(train: _Rows, held: _Rows, level: float) -> tuple[Tensor, ...]:
@@ -599,6 +616,15 @@ def _covariate_ridge_errors(train: _Rows, held: _Rows, level: float) -> Tensor:
 def _neighbours_error(train: _Rows, held: _Rows) -> Tensor:
     """Error of the mean of what followed those inputs whose last values are nearest."""
     return _error_by_nearest(train.x[:, -NUM_LAST:], train.y, held.x[:, -NUM_LAST:], held.y)
+
+
+def _asymmetry(train: _Rows, held: _Rows) -> Tensor:
+    """Error that is ``asymmetry``, see `ForecastErrors`."""
+    step = math.ceil(2 * len(train.x) / MAX_ROWS)
+    x, y = train.x[::step], train.y[::step]
+    mirrored = torch.cat([x, -x]), torch.cat([y, -y])
+    own, both = (_error_by_nearest(*parts, held.x, held.y) for parts in ((x, y), mirrored))
+    return own - both
 
 
 def _covariate_neighbours_error(train: _Rows, held: _Rows) -> Tensor:

@@ -271,7 +271,7 @@ class TrainingRecipe:
         ends_at_level = local_pattern.level_steps == 1 and local_pattern.season_length == 0
         has_inputs = any(part is not None for part in inputs)
         may = may_reflect(self.num_windows, ends_at_level, has_inputs)
-        return may and may_be_walk(self._errors)
+        return may and may_be_walk(self._errors, len(self._series))
 
     # --- rate and length --------------------------------------------------------------
 

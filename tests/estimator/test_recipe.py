@@ -95,6 +95,23 @@ def test_a_walk_may_as_well_fall_as_rise(tiny, caplog):
     assert not many.model.reflects
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_products_that_come_and_go_are_no_walks(tiny, seed):
+    """They rise in another way than they fall. Walks of products, and few series, are."""
+    rng, time = np.random.default_rng(seed), np.arange(60)
+    cycles, walks = [], []
+    for _ in range(30):
+        centre, width, noise = rng.uniform(15, 35), rng.uniform(6, 14), rng.normal(size=60)
+        sales = np.exp(-(np.abs((time - centre) / width) ** 1.5) + 0.15 * noise)
+        cycles.append(TimeSeries.from_values(rng.uniform(20, 500) * sales[:45] + 0.5))
+        steps = np.exp(0.1 * rng.standard_normal(45).cumsum())
+        walks.append(TimeSeries.from_values(steps))
+    how = {"input_chunk_length": 16, "output_chunk_length": 8, "n_epochs": 1}
+    for series, expected in ((cycles, False), (walks, True)):
+        module = tiny(**how, batch_size=256).fit(series).model
+        assert module.local_pattern.level_steps == 1 and module.reflects == expected
+
+
 def test_no_direction_is_learned_from_a_walk_that_rose(tiny):
     """Its mirror image is forecast by the mirror image, but for chance."""
     rising = random_walk() + 0.3 * np.arange(120, dtype=np.float32)[:, None, None]
