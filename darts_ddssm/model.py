@@ -269,8 +269,8 @@ class DDSSMModel(LatentMethods):
             than 900 or where all of their own trend is taken out. Where at most 900 windows
             are those of a random walk, half of them are also turned upside down: it may as
             well fall as rise. They are where their level is their last value, no linear
-            forecast by the past is better than the level by 10 %, by cross-validation, ten
-            series or more do not rise in another way than they fall, and there are no
+            forecast by the past, and none by a season, is better than the level by 10 %,
+            ten series or more do not rise in another way than they fall, and there are no
             covariates. ``0`` for neither, as always with likelihoods that have
             no location and scale.
         patch_length
@@ -623,6 +623,7 @@ class DDSSMModel(LatentMethods):
             "windows, got none: with `drop_last`, `batch_size` must not be larger.",
         )
         recipe = TrainingRecipe(self, train_dataset)
+        recipe.advise_on_counts()
         scales = recipe.scales
         if is_new:
             if self.trainer_params["precision"] == "64-true":

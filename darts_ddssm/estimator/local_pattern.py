@@ -41,6 +41,9 @@ CHUNKS_OF_A_TREND = 3
 # this share of that without. A network could find it too, and then does not see it.
 MAX_SHARE_WITH_SEASON = 0.7
 
+# What a season must be worth so that a series is no walk, likewise.
+MAX_SHARE_OF_WALK = 0.9
+
 # Of all lengths of a season whose errors are within this ratio of the least the shortest is
 # taken.
 MAX_RATIO_OF_SEASONS = 1.05
@@ -147,6 +150,31 @@ def automatic_local_pattern(
         return found
     error_of_season = (_errors(chunks, gap, [season]) / unit).nanmean()
     return season if error_of_season < MAX_SHARE_WITH_SEASON * error else found
+
+
+def may_have_season(
+    series: Sequence[TimeSeries],
+    input_length: int,
+    gap: int,
+    output_length: int,
+    pattern: LocalPattern,
+) -> bool:
+    """Tell whether some season forecasts better than a level, though it is not taken out.
+
+    Parameters
+    ----------
+    series, input_length, gap, output_length
+        As for :func:`automatic_local_pattern`.
+    pattern
+        Which last values tell the level.
+    """
+    chunks = _chunks(series, input_length, gap, output_length)
+    season = None if chunks is None else _best_season(chunks, gap)
+    if chunks is None or season is None:
+        return False
+    errors = _errors(chunks, gap, [pattern, season])
+    by_level, by_season = (errors / errors.mean(0)).nanmean((1, 2))
+    return bool(by_season < MAX_SHARE_OF_WALK * by_level)
 
 
 def _chunks(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from darts import TimeSeries
 from darts.logging import get_logger
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
@@ -44,14 +45,20 @@ from darts_ddssm.estimator.data_checks import (
     window_length,
 )
 from darts_ddssm.estimator.instance_scale import instance_floor, prefers_instance_scale
-from darts_ddssm.estimator.local_pattern import automatic_local_pattern
+from darts_ddssm.estimator.local_pattern import (
+    automatic_local_pattern,
+    may_have_season,
+)
 from darts_ddssm.estimator.scales import is_other_scale, training_scales
-from darts_ddssm.estimator.windows import num_observed_steps
+from darts_ddssm.estimator.windows import num_observed_steps, windows_of
 from darts_ddssm.series.likelihoods import family_of
 from darts_ddssm.series.scaling import InstanceFloor, LocalPattern, TrainingScales
 from darts_ddssm.training.lightning_module import _DDSSMModule
 
 logger = get_logger(__name__)
+
+# Share of zeros from which counts are told to have likelihoods of their own.
+MANY_ZEROS = 0.2
 
 # More epochs than any training has, for one that ends by its steps.
 NO_LIMIT = 1_000_000
@@ -156,6 +163,22 @@ class TrainingRecipe:
                 "`DDSSMModel` keeps the scale of its first training set, values of about "
                 f"{first}. This one has values of about {second}, of which it will learn "
                 "little: fit a new model."
+            )
+
+    def advise_on_counts(self) -> None:
+        """Name likelihoods that suit counts with many zeros, if none was passed."""
+        if self._params["likelihood"] is not None or self._fitted is not None:
+            return
+        found = windows_of(self._series, self._window_length)
+        values = [x[~x.isnan()] for x in (windows.x for windows in found)]
+        x = torch.cat([*values, torch.zeros(0, dtype=torch.float64)])
+        are_counts = len(x) > 0 and x.min() == 0 and x.max() > 1 and (x == x.round()).all()
+        share = (x == 0).to(x.dtype).mean().item()
+        if are_counts and share >= MANY_ZEROS:
+            say_once(
+                f"`DDSSMModel` takes its training series, counts of which {share:.0%} are "
+                "zero, for Gaussian. Pass `likelihood=PoissonLikelihood()` or "
+                "`NegativeBinomialLikelihood()` for forecasts that are counts."
             )
 
     # --- what simple forecasts say ----------------------------------------------------
@@ -270,8 +293,11 @@ class TrainingRecipe:
         inputs = sample.past_covariates, sample.future_covariates, sample.static_covariates
         ends_at_level = local_pattern.level_steps == 1 and local_pattern.season_length == 0
         has_inputs = any(part is not None for part in inputs)
-        may = may_reflect(self.num_windows, ends_at_level, has_inputs)
-        return may and may_be_walk(self._errors, len(self._series))
+        if not may_reflect(self.num_windows, ends_at_level, has_inputs):
+            return False
+        return may_be_walk(self._errors, len(self._series)) and not may_have_season(
+            self._series, *self._chunk_lengths, local_pattern
+        )
 
     # --- rate and length --------------------------------------------------------------
 

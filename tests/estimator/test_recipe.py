@@ -15,6 +15,7 @@ from darts_ddssm.estimator.automatic import (
     automatic_trend_augmentation,
     say_once,
 )
+from darts_ddssm.estimator.local_pattern import may_have_season
 from darts_ddssm.series.scaling import LocalPattern
 from tests.helpers import TRAINER, drawn, drifting, growing_seasons, noisy_sine, random_walk
 
@@ -93,6 +94,39 @@ def test_a_walk_may_as_well_fall_as_rise(tiny, caplog):
     assert not tiny(n_epochs=1, trend_augmentation=0).fit(walks).model.reflects
     many = tiny(n_epochs=1, batch_size=256).fit(random_walk(FEW_WINDOWS + 18))
     assert not many.model.reflects
+
+
+# in a fifth of all draws a linear forecast is no better than the level: these are some
+@pytest.mark.parametrize("seed", [4, 5, 11])
+def test_a_season_that_is_not_taken_out_is_no_walk(tiny, seed):
+    """Where the level turns, it may hide the season from a linear forecast."""
+    time, rng = np.arange(120), np.random.default_rng(seed)
+    season = 4 * np.sin(2 * np.pi * time / 12 + seed) + 2 * np.cos(np.pi * time / 2)
+    noise = 0.5 * rng.standard_normal(120).cumsum() + rng.standard_normal(120)
+    values = 0.8 * time - 1.5 * np.maximum(time - 75, 0) + season + noise
+    series = [TimeSeries.from_values(values)]
+    level = LocalPattern(1)
+    assert may_have_season(series, 24, 0, 12, level)
+    assert not may_have_season([random_walk(seed=seed)], 24, 0, 12, level)
+    how = {"input_chunk_length": 24, "output_chunk_length": 12, "n_epochs": 1}
+    assert not tiny(**how).fit(series).model.reflects
+
+
+@pytest.mark.parametrize("zeros, likelihood", [(0.5, None), (0.05, None), (0.5, "Poisson")])
+def test_counts_with_many_zeros_are_told_of_their_likelihoods(
+    tiny, caplog, zeros, likelihood
+):
+    say_once.cache_clear()
+    rng = np.random.default_rng(0)
+    counts = np.where(rng.random(80) < zeros, 0, 1 + rng.poisson(3, 80))
+    chosen = None if likelihood is None else likelihoods.PoissonLikelihood()
+    for factor, expected in ((1.0, zeros == 0.5 and likelihood is None), (0.3, False)):
+        caplog.clear()
+        series = TimeSeries.from_values(factor * counts)
+        model = tiny(n_epochs=1, likelihood=chosen if factor == 1 else None)
+        model.fit(series).fit(series)
+        said = [r for r in caplog.records if "`likelihood=Poisson" in r.message]
+        assert len(said) == expected
 
 
 @pytest.mark.parametrize("seed", range(3))
