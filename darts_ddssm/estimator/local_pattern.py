@@ -172,8 +172,7 @@ def may_have_season(
     season = None if chunks is None else _best_season(chunks, gap)
     if chunks is None or season is None:
         return False
-    errors = _errors(chunks, gap, [pattern, season])
-    by_level, by_season = (errors / errors.mean(0)).nanmean((1, 2))
+    by_level, by_season = _relative_errors(chunks, gap, [pattern, season])
     return bool(by_season < MAX_SHARE_OF_WALK * by_level)
 
 
@@ -233,9 +232,7 @@ def _goes_on(
             break
     else:
         return True
-    errors = _errors(chunks, later, [trend, level])
-    # a series that is at rest, which the level alone forecasts, has a unit too
-    by_trend, by_level = (errors / errors.mean(0)).nanmean((1, 2))
+    by_trend, by_level = _relative_errors(chunks, later, [trend, level])
     return not bool(by_trend > MAX_SHARE_OF_ERROR * by_level)
 
 
@@ -261,8 +258,7 @@ def _best_season(chunks: Chunks, gap: int) -> LocalPattern | None:
         return None
 
     def errors_of(candidates: list[LocalPattern]) -> Tensor:
-        errors = _errors(chunks, gap, candidates)
-        return (errors / errors.mean(0)).nanmean((1, 2)).nan_to_num(nan=torch.inf)
+        return _relative_errors(chunks, gap, candidates).nan_to_num(nan=torch.inf)
 
     candidates = [
         LocalPattern(
@@ -309,6 +305,16 @@ def _errors(chunks: Chunks, gap: int, candidates: list[LocalPattern]) -> Tensor:
         # what rounding leaves of a constant
         errors.append(torch.where(is_constant(size, error), 0.0, error))
     return torch.stack(errors)
+
+
+def _relative_errors(chunks: Chunks, gap: int, candidates: list[LocalPattern]) -> Tensor:
+    """Mean of these errors over series and components, (candidates,).
+
+    Each series has the mean of all candidates for a unit, also one that is at rest, which a
+    level alone forecasts. Arguments as for :func:`_errors`.
+    """
+    errors = _errors(chunks, gap, candidates)
+    return (errors / errors.mean(0)).nanmean((1, 2))
 
 
 def _errors_of_usual_growth(chunks: Chunks, level: LocalPattern) -> Tensor:
