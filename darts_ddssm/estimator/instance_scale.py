@@ -103,7 +103,7 @@ class _OwnForecasts(NamedTuple):
         The level of the input chunk, (N, 1, C).
     ahead
         The output chunk, NaN where a value is missing, or where nothing is to be said of
-        the window: it is constant, or its input chunk is and has no scale, (N, n, C).
+        the window: it or its input chunk is constant, (N, n, C).
     log_density
         Of the output chunk, given the input chunk, (N, n, C).
     """
@@ -127,7 +127,7 @@ def _own_forecasts(
     whole_mean, whole_std, _ = moments(windows)
     constant = is_constant(whole_mean.abs(), whole_std)
     # zeros after zeros are no reason to call the next pulse a thousand, nor is it an error
-    constant |= (local.std < floor.apply(local.mean, local.std)).squeeze(1)
+    constant |= is_constant(local.mean.hypot(local.std), local.std).squeeze(1)
     # (n, N, C) -> (N, n, C)
     ahead = torch.where(constant, torch.nan, windows[-output_length:]).transpose(0, 1)
     return _OwnForecasts(local.level, ahead, _student_t(local, floor).log_prob(ahead))
