@@ -271,8 +271,8 @@ class DDSSMModel(LatentMethods):
             well fall as rise. They are where their level is their last value, no linear
             forecast by the past, and none by a season, is better than the level by 10 %,
             ten series or more do not rise in another way than they fall, and there are no
-            covariates. ``0`` for neither, as always with likelihoods that have
-            no location and scale.
+            covariates. ``0`` for neither, as always with likelihoods that have no location
+            and scale.
         patch_length
             Number of time steps that share one latent state. A long window then has few
             states, which makes training and forecasts faster and reaches further into the

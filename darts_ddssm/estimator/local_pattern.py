@@ -98,9 +98,9 @@ def automatic_local_pattern(
     season and trend, and that of all steps where a series returns to its mean. Growth as
     usual, in terms of the spread of a chunk, a network learns from the windows. A trend of
     each window is told apart only where forecasts by it are better by a clear margin, in
-    the output chunk and later. So is a season, of whatever length fits, where
-    forecasts of the output chunk are better and windows are few: in many a network
-    finds it by itself, and more than it.
+    the output chunk and later. So is a season, of whatever length fits, where forecasts of
+    the output chunk are better and windows are few: in many a network finds it by itself,
+    and more than it.
 
     Parameters
     ----------
