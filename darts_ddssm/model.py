@@ -46,8 +46,8 @@ from darts_ddssm.estimator.data_checks import (
     check_trained,
     check_training_set,
     check_weights,
+    chunk_lengths,
     training_series,
-    window_length,
 )
 from darts_ddssm.estimator.distillation import drop_sampler
 from darts_ddssm.estimator.latent_methods import LatentMethods
@@ -462,7 +462,7 @@ class DDSSMModel(LatentMethods):
             setattr(self, name, value)
         # what is chosen where there is no `patch_length`
         self._patch_length = self.model_params["patch_length"] or automatic_patch_length(
-            window_length(self), self.input_chunk_length, self.output_chunk_length
+            chunk_lengths(self)
         )
 
     @property
@@ -523,7 +523,7 @@ class DDSSMModel(LatentMethods):
         params.setdefault("patch_length", 1)
         if "_patch_length" not in state:
             # they cut windows of more than 48 steps into about twelve
-            length = window_length(self)
+            length = chunk_lengths(self).window
             longest = length // 12 if length > 48 else 1
             chosen = even_patch_length(self.output_chunk_length, longest)
             self._patch_length = params["patch_length"] or chosen
@@ -559,8 +559,8 @@ class DDSSMModel(LatentMethods):
                 )
         if self.model_params["patch_length"] is None and self._patch_length > 1:
             say_once(
-                f"`DDSSMModel` cuts a window of {window_length(self)} steps into patches "
-                f"of {self._patch_length} steps with a latent state each. Pass "
+                f"`DDSSMModel` cuts a window of {chunk_lengths(self).window} steps into "
+                f"patches of {self._patch_length} steps with a latent state each. Pass "
                 "`patch_length` to decide it yourself, 1 for a state at each step."
             )
         arguments = (

@@ -7,6 +7,8 @@ from functools import cache
 
 from darts.logging import get_logger
 
+from darts_ddssm.estimator.windows import ChunkLengths
+
 logger = get_logger(__name__)
 
 # Dimension of the latent state for one component, for each more, and at most: components of
@@ -54,20 +56,18 @@ def automatic_latent_dim(num_components: int) -> int:
     return min(dim, MAX_LATENT_DIM)
 
 
-def automatic_patch_length(
-    window_length: int, input_length: int, output_length: int
-) -> int:
-    """Return the length of patches for windows of a length, 1 for a state at each step.
+def automatic_patch_length(lengths: ChunkLengths) -> int:
+    """Return the length of patches for training windows, 1 for a state at each step.
 
     Parameters
     ----------
-    window_length, input_length, output_length
-        Steps of a training window, of its input chunk and of its output chunk.
+    lengths
+        Steps of the parts of a window.
     """
-    if window_length < MIN_PATCHED_STEPS:
+    if lengths.window < MIN_PATCHED_STEPS:
         return 1
-    longest = max(math.ceil(window_length / NUM_PATCHES), MIN_PATCH_LENGTH)
-    return even_patch_length(output_length, min(longest, input_length))
+    longest = max(math.ceil(lengths.window / NUM_PATCHES), MIN_PATCH_LENGTH)
+    return even_patch_length(lengths.output, min(longest, lengths.input))
 
 
 def even_patch_length(output_length: int, longest: int) -> int:

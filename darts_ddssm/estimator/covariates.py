@@ -16,7 +16,7 @@ import torch
 from darts import TimeSeries
 from torch import Tensor
 
-from darts_ddssm.estimator.windows import on_index
+from darts_ddssm.estimator.windows import ChunkLengths, on_index
 from darts_ddssm.series.scaling import CovariateScale
 
 # The most values of covariates of a window that are looked at, of each kind the last ones,
@@ -35,8 +35,8 @@ class TrainingCovariates(NamedTuple):
         Their covariates. ``None`` where there are none.
     past_scale, future_scale
         The scales of the covariates.
-    input_length, gap, output_length
-        Steps I of the input chunk, G between the chunks, and n of the output chunk.
+    lengths
+        Steps of the parts of a window.
     """
 
     series: Sequence[TimeSeries]
@@ -44,14 +44,7 @@ class TrainingCovariates(NamedTuple):
     future: Sequence[TimeSeries] | None
     past_scale: CovariateScale
     future_scale: CovariateScale
-    input_length: int
-    gap: int
-    output_length: int
-
-    @property
-    def window_length(self) -> int:
-        """Steps of a window."""
-        return self.input_length + self.gap + self.output_length
+    lengths: ChunkLengths
 
     def windows(self, i: int, starts: Tensor) -> tuple[Tensor, Tensor]:
         """All covariates of some windows of a series, and those of its output chunks.
@@ -72,8 +65,8 @@ class TrainingCovariates(NamedTuple):
         """
         past = self._windows(self.past, i, starts, self.past_scale)
         future = self._windows(self.future, i, starts, self.future_scale)
-        parts = [_last_inputs(past[:, : self.input_length]), _last_inputs(future)]
-        return torch.cat(parts, dim=1), future[:, -self.output_length :]
+        parts = [_last_inputs(past[:, : self.lengths.input]), _last_inputs(future)]
+        return torch.cat(parts, dim=1), future[:, -self.lengths.output :]
 
     def _windows(
         self,
@@ -84,9 +77,9 @@ class TrainingCovariates(NamedTuple):
     ) -> Tensor:
         """Normalised covariates of windows, zero where unknown, (N, I + G + n, F)."""
         if covariates is None:
-            return torch.zeros(len(starts), self.window_length, 0, dtype=torch.float64)
+            return torch.zeros(len(starts), self.lengths.window, 0, dtype=torch.float64)
         values = on_index(covariates[i], self.series[i].time_index)
-        steps = starts.unsqueeze(-1) + torch.arange(self.window_length)
+        steps = starts.unsqueeze(-1) + torch.arange(self.lengths.window)
         windows = torch.from_numpy(values.astype(np.float64))[steps]
         return scale.normalise(windows, windows).nan_to_num()
 
@@ -113,7 +106,7 @@ def share_apart(covariates: TrainingCovariates) -> float:
         Its distance as a share of the typical one, in the median. 0 where all windows are
         alike, or none can be compared.
     """
-    length = covariates.window_length
+    length = covariates.lengths.window
     longer = [i for i, one in enumerate(covariates.series) if len(one) >= length]
     some = np.unique(np.linspace(0, len(longer) - 1, NUM_SERIES).astype(int))
     rows, starts = [], []
@@ -129,7 +122,7 @@ def share_apart(covariates: TrainingCovariates) -> float:
     owner = torch.repeat_interleave(
         torch.arange(len(rows)), torch.tensor([len(each) for each in rows])
     )
-    is_other = (start.unsqueeze(-1) - start).abs() >= covariates.output_length
+    is_other = (start.unsqueeze(-1) - start).abs() >= covariates.lengths.output
     is_other |= owner.unsqueeze(-1) != owner
     # the differences themselves: of like windows they are zero, whatever their size
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")

@@ -43,7 +43,7 @@ from darts_ddssm.estimator.covariates import (
     TrainingCovariates,
     share_apart,
 )
-from darts_ddssm.estimator.windows import windows_of, with_flags
+from darts_ddssm.estimator.windows import ChunkLengths, windows_of, with_flags
 from darts_ddssm.series.scaling import (
     InstanceFloor,
     LocalPattern,
@@ -138,10 +138,6 @@ class ForecastErrors(NamedTuple):
     joint
         Of a ridge regression of all components from all of them, as ``linear``, which it is
         where there is one component.
-    asymmetry
-        Of the mean of what followed the nearest neighbours, by all of their values, less
-        that where the mirror images of all windows are among these, a scalar: below zero
-        where these mislead.
     with_covariates
         Of a ridge regression on the covariates of the window too, under the best penalty
         of the past and that of each of ``NOISE_LEVELS`` of the covariates. ``None`` where
@@ -157,7 +153,6 @@ class ForecastErrors(NamedTuple):
     linear: Tensor
     neighbours: Tensor
     joint: Tensor
-    asymmetry: Tensor
     with_covariates: Tensor | None = None
     covariate_neighbours: Tensor | None = None
     apart: float | None = None
@@ -200,9 +195,7 @@ class _Rows(NamedTuple):
 
 def forecast_errors(
     series: Sequence[TimeSeries],
-    input_length: int,
-    gap: int,
-    output_length: int,
+    lengths: ChunkLengths,
     scale: Scale,
     floor: InstanceFloor,
     local_pattern: LocalPattern | None,
@@ -218,8 +211,8 @@ def forecast_errors(
     ----------
     series
         The training series. Gaps are filled by interpolation.
-    input_length, gap, output_length
-        Steps of the input chunk, between the chunks, and of the output chunk.
+    lengths
+        Steps of the parts of a window.
     scale
         The scale of the training set.
     floor
@@ -235,30 +228,50 @@ def forecast_errors(
     ForecastErrors
         The errors. ``None`` where there are too few windows.
     """
-    lengths = input_length, gap, output_length
-    found = _rows_of(series, *lengths, scale, floor, local_pattern, covariates)
+    found = _rows_of(series, lengths, scale, floor, local_pattern, covariates)
     if found is None:
         return None
-    rows, folds = found
-
-    def mean_of(errors: Callable[[_Rows, _Rows], tuple[Tensor, ...]]) -> list[Tensor]:
-        # there are copies of one fold at a time
-        of_folds = [errors(rows.at(train), rows.at(held)) for train, held in folds]
-        return [torch.stack(each).mean(0) for each in zip(*of_folds, strict=True)]
-
-    linear, neighbours, joint, asymmetry = mean_of(_errors_by_past)
+    linear, neighbours, joint = _mean_of_folds(*found, _errors_by_past)
     if not linear.isfinite().all():
         return None
-    errors = ForecastErrors(linear, neighbours, joint, asymmetry)
+    errors = ForecastErrors(linear, neighbours, joint)
     if covariates is None:
         return errors
     best = NOISE_LEVELS[int(linear.argmin())]
-    by_past_too, *by_ahead = mean_of(partial(_errors_by_covariates, level=best))
+    of_covariates = partial(_errors_by_covariates, level=best)
+    by_past_too, *by_ahead = _mean_of_folds(*found, of_covariates)
     return errors._replace(
         with_covariates=by_past_too,
         covariate_neighbours=by_ahead[0] if by_ahead else None,
         apart=share_apart(covariates),
     )
+
+
+def mirror_images_mislead(
+    series: Sequence[TimeSeries],
+    lengths: ChunkLengths,
+    scale: Scale,
+    floor: InstanceFloor,
+    local_pattern: LocalPattern,
+) -> bool:
+    """Tell whether series rise in another way than they fall.
+
+    So do the sales of products that come and go. Forecasts by the nearest neighbours are
+    then worse once the mirror images of all windows are among these. Of a few series it
+    would be a matter of chance.
+
+    Parameters
+    ----------
+    series, lengths, scale, floor, local_pattern
+        As for :func:`forecast_errors`.
+    """
+    if len(series) < ENOUGH_SERIES:
+        return False
+    found = _rows_of(series, lengths, scale, floor, local_pattern)
+    if found is None:
+        return False
+    own, with_images = _mean_of_folds(*found, _errors_by_mirror_images)
+    return bool(with_images - own > math.log(MAX_ASYMMETRY))
 
 
 def automatic_input_noise(
@@ -353,24 +366,18 @@ def is_predictable(errors: ForecastErrors | None) -> bool:
     return bool(errors.linear[-1] - least >= math.log(LEAST_GAIN))
 
 
-def may_be_walk(errors: ForecastErrors | None, num_series: int) -> bool:
+def may_be_walk(errors: ForecastErrors | None) -> bool:
     """Tell whether the past says next to nothing of what follows but its level.
 
     Not where that is unknown. A season that an input chunk holds once is no walk, though
-    the last value is its level: what is before it tells where in the season it is. Nor are
-    series that rise in another way than they fall, as the sales of products do that come
-    and go.
+    the last value is its level: what is before it tells where in the season it is.
 
     Parameters
     ----------
     errors
         Result of :func:`forecast_errors`.
-    num_series
-        Number of the training series.
     """
     if errors is None:
-        return False
-    if num_series >= ENOUGH_SERIES and errors.asymmetry < -math.log(MAX_ASYMMETRY):
         return False
     gain = errors.linear[-1] - errors.linear.min()
     return bool(gain < math.log(MAX_GAIN_OF_WALK))
@@ -395,19 +402,17 @@ def each_step_tells(errors: ForecastErrors | None) -> bool:
 
 def _rows_of(
     series: Sequence[TimeSeries],
-    input_length: int,
-    gap: int,
-    output_length: int,
+    lengths: ChunkLengths,
     scale: Scale,
     floor: InstanceFloor,
     local_pattern: LocalPattern | None,
-    covariates: TrainingCovariates | None,
+    covariates: TrainingCovariates | None = None,
 ) -> tuple[_Rows, list[tuple[Tensor, Tensor]]] | None:
     """Return the windows of all series, and which are trained on and held out in a fold.
 
     Parameters
     ----------
-    series, input_length, gap, output_length, scale, floor, local_pattern, covariates
+    series, lengths, scale, floor, local_pattern, covariates
         As for :func:`forecast_errors`.
 
     Returns
@@ -418,7 +423,7 @@ def _rows_of(
         Whether a window is trained on, and held out, twice (N,), in each fold. ``None``
         in place of both where there are no windows, or too few for a fold.
     """
-    length = input_length + gap + output_length
+    length = lengths.window
     limit = _most_windows(series, length, covariates)
     # one of each series at least, so that very many series are too many
     some = range(0, len(series), math.ceil(max(len(series), 1) / limit))
@@ -428,7 +433,7 @@ def _rows_of(
     found: list[tuple[Tensor, ...]] = []
     trains, helds = [], []
     for i, windows in zip(kept, parts, strict=True):
-        past, ahead = windows.x[:input_length], windows.x[-output_length:]
+        past, ahead = windows.x[: lengths.input], windows.x[-lengths.output :]
         own = scale
         if local_pattern is not None:
             local = local_moments(*with_flags(past), local_pattern)
@@ -437,13 +442,13 @@ def _rows_of(
         # (T, N, C) -> (N, T, C) -> (N, C, T)
         x, y = (
             own.normalise(part.transpose(0, 1), first).mT
-            for part, first in ((past, -input_length), (ahead, gap))
+            for part, first in ((past, -lengths.input), (ahead, lengths.gap))
         )
         none = windows.x.new_zeros(len(windows.starts), 0)
         of_windows = none, none
         if covariates is not None:
             of_windows = covariates.windows(i, windows.starts)
-        train, held = _folds(windows.starts, output_length, len(found))
+        train, held = _folds(windows.starts, lengths.output, len(found))
         found.append((x[..., -MAX_INPUTS:], y, *of_windows))
         trains.append(train)
         helds.append(held)
@@ -484,6 +489,25 @@ def _filled(series: TimeSeries) -> TimeSeries:
         return series
     filled = pd.DataFrame(values).interpolate(limit_direction="both").fillna(0.0)
     return TimeSeries.from_values(filled.to_numpy())
+
+
+def _mean_of_folds(
+    rows: _Rows,
+    folds: list[tuple[Tensor, Tensor]],
+    errors: Callable[[_Rows, _Rows], tuple[Tensor, ...]],
+) -> list[Tensor]:
+    """Mean over the folds of each error of windows that are held out.
+
+    Parameters
+    ----------
+    rows, folds
+        Result of :func:`_rows_of`.
+    errors
+        Function of the windows that are trained on, and of those that are held out.
+    """
+    # there are copies of one fold at a time
+    of_folds = [errors(rows.at(train), rows.at(held)) for train, held in folds]
+    return [torch.stack(each).mean(0) for each in zip(*of_folds, strict=True)]
 
 
 def _folds(starts: Tensor, output_length: int, number: int = 0) -> tuple[Tensor, Tensor]:
@@ -558,8 +582,17 @@ def _errors_by_past(train: _Rows, held: _Rows) -> tuple[Tensor, ...]:
     linear = _ridge_errors(rows.x, rows.y, rows_held.x, rows_held.y)
     several = train.x.shape[1] > 1
     joint = _joint_ridge_errors(train, held) if several else linear
-    asymmetry = _asymmetry(rows, rows_held)
-    return linear, _neighbours_error(rows, rows_held), joint, asymmetry
+    return linear, _neighbours_error(rows, rows_held), joint
+
+
+def _errors_by_mirror_images(train: _Rows, held: _Rows) -> tuple[Tensor, ...]:
+    """Errors by nearest neighbours, by all of their values, without and with the images."""
+    rows, rows_held = train.by_component(), held.by_component()
+    step = math.ceil(2 * len(rows.x) / MAX_ROWS)
+    x, y = rows.x[::step], rows.y[::step]
+    mirrored = torch.cat([x, -x]), torch.cat([y, -y])
+    both = (x, y), mirrored
+    return tuple(_error_by_nearest(*each, rows_held.x, rows_held.y) for each in both)
 
 
 def _errors_by_covariates(train: _Rows, held: _Rows, level: float) -> tuple[Tensor, ...]:
@@ -616,15 +649,6 @@ def _covariate_ridge_errors(train: _Rows, held: _Rows, level: float) -> Tensor:
 def _neighbours_error(train: _Rows, held: _Rows) -> Tensor:
     """Error of the mean of what followed those inputs whose last values are nearest."""
     return _error_by_nearest(train.x[:, -NUM_LAST:], train.y, held.x[:, -NUM_LAST:], held.y)
-
-
-def _asymmetry(train: _Rows, held: _Rows) -> Tensor:
-    """Error that is ``asymmetry``, see `ForecastErrors`."""
-    step = math.ceil(2 * len(train.x) / MAX_ROWS)
-    x, y = train.x[::step], train.y[::step]
-    mirrored = torch.cat([x, -x]), torch.cat([y, -y])
-    own, both = (_error_by_nearest(*parts, held.x, held.y) for parts in ((x, y), mirrored))
-    return own - both
 
 
 def _covariate_neighbours_error(train: _Rows, held: _Rows) -> Tensor:

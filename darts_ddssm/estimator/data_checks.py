@@ -14,6 +14,7 @@ from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorc
 from darts.utils.data import ShiftedTorchTrainingDataset, TorchTrainingDataset
 from darts.utils.ts_utils import series2seq
 
+from darts_ddssm.estimator.windows import ChunkLengths
 from darts_ddssm.series.likelihoods import in_support
 from darts_ddssm.validation import check, check_bool, check_positive_number
 
@@ -291,14 +292,11 @@ def _check_distance(
         )
 
 
-def chunk_lengths(model: MixedCovariatesTorchModel) -> tuple[int, int, int]:
-    """Steps of the input chunk, of the gap after it, and of the output chunk, I, G, n."""
-    return model.input_chunk_length, model.output_chunk_shift, model.output_chunk_length
-
-
-def window_length(model: MixedCovariatesTorchModel) -> int:
-    """Return the number of steps of a training window, I + G + n."""
-    return sum(chunk_lengths(model))
+def chunk_lengths(model: MixedCovariatesTorchModel) -> ChunkLengths:
+    """Return the steps of the parts of a training window."""
+    return ChunkLengths(
+        model.input_chunk_length, model.output_chunk_shift, model.output_chunk_length
+    )
 
 
 def check_trained(model: MixedCovariatesTorchModel) -> None:

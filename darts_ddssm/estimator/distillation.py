@@ -11,7 +11,7 @@ import torch
 from darts.logging import get_logger
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 
-from darts_ddssm.estimator.data_checks import window_length
+from darts_ddssm.estimator.data_checks import chunk_lengths
 from darts_ddssm.estimator.questions import answers, part_of
 from darts_ddssm.estimator.sequences import Sample, collate
 from darts_ddssm.estimator.windows import NUM_WINDOWS
@@ -48,11 +48,11 @@ def distil_transition(
     num_evaluations, num_updates, verbose
         Arguments of the method that asks.
     """
-    windows = _windows(samples, window_length(model))
+    windows = _windows(samples, chunk_lengths(model).window)
     check(
         len(windows) > 0,
         "`series` must have one of at least `input_chunk_length + output_chunk_shift + "
-        f"output_chunk_length`, {window_length(model)}, steps.",
+        f"output_chunk_length`, {chunk_lengths(model).window}, steps.",
     )
     transition = model.model.ssm.transition
     question = Distillation(

@@ -15,7 +15,13 @@ from darts import TimeSeries
 from torch import Tensor
 from torch.distributions import Normal, StudentT
 
-from darts_ddssm.estimator.windows import Windows, moments, windows_of, with_flags
+from darts_ddssm.estimator.windows import (
+    ChunkLengths,
+    Windows,
+    moments,
+    windows_of,
+    with_flags,
+)
 from darts_ddssm.series.scaling import (
     InstanceFloor,
     LocalMoments,
@@ -115,21 +121,20 @@ class _OwnForecasts(NamedTuple):
 
 def _own_forecasts(
     parts: Sequence[Windows],
-    input_length: int,
-    output_length: int,
+    lengths: ChunkLengths,
     level: LocalPattern,
     floor: InstanceFloor,
 ) -> _OwnForecasts:
     """Forecast output chunks of windows by level and spread of their input chunks."""
     # (T, N, C) of all series
     windows = torch.cat([each.x for each in parts], dim=1)
-    local = local_moments(*with_flags(windows[:input_length]), level)
+    local = local_moments(*with_flags(windows[: lengths.input]), level)
     whole_mean, whole_std, _ = moments(windows)
     constant = is_constant(whole_mean.abs(), whole_std)
     # zeros after zeros are no reason to call the next pulse a thousand, nor is it an error
     constant |= is_constant(local.mean.hypot(local.std), local.std).squeeze(1)
     # (n, N, C) -> (N, n, C)
-    ahead = torch.where(constant, torch.nan, windows[-output_length:]).transpose(0, 1)
+    ahead = torch.where(constant, torch.nan, windows[-lengths.output :]).transpose(0, 1)
     return _OwnForecasts(local.level, ahead, _student_t(local, floor).log_prob(ahead))
 
 
@@ -187,9 +192,7 @@ def _by_any_chunk(
 
 def prefers_instance_scale(
     series: Sequence[TimeSeries],
-    input_length: int,
-    gap: int,
-    output_length: int,
+    lengths: ChunkLengths,
     scale: Scale,
     pattern: LocalPattern,
 ) -> bool:
@@ -214,8 +217,8 @@ def prefers_instance_scale(
     ----------
     series
         The training series; those that are too short are left out.
-    input_length, gap, output_length
-        Steps of the input chunk, between the chunks, and of the output chunk.
+    lengths
+        Steps of the parts of a window.
     scale
         The scale of the training set.
     pattern
@@ -224,16 +227,16 @@ def prefers_instance_scale(
     """
     series = [_all_without_season(one, pattern.season_length) for one in series]
     level = LocalPattern(pattern.level_steps)
-    floor = instance_floor(series, input_length, scale, level)
-    length = input_length + gap + output_length
+    floor = instance_floor(series, lengths.input, scale, level)
+    length = lengths.window
     longer = [one for one in series if len(one) >= length + 2]
     first_share = 2 / 3 if longer else 0.0
-    windows = partial(windows_of, length=length, num_last=output_length)
+    windows = partial(windows_of, length=length, num_last=lengths.output)
     parts = list(windows(longer or series, first_share=first_share))
     # a short one alone differs from none
     if len(parts) < (1 if longer else 2):
         return False
-    how = input_length, output_length, level, floor
+    how = lengths, level, floor
     own = _own_forecasts(parts, *how)
     mean, std, _ = moments(torch.cat([each.before for each in parts]))
     # constant components say nothing
@@ -243,7 +246,7 @@ def prefers_instance_scale(
     if not gain > MIN_GAIN:
         return False
     before = [TimeSeries.from_values(each.before.numpy()) for each in parts]
-    by_any_chunk = _by_any_chunk(before, input_length, level, floor, own.ahead)
+    by_any_chunk = _by_any_chunk(before, lengths.input, level, floor, own.ahead)
     if not (own.log_density - by_any_chunk).nanmean() > 0:
         return False
     if not longer or gain > CLEAR_GAIN:

@@ -14,7 +14,12 @@ from darts import TimeSeries
 from torch import Tensor
 
 from darts_ddssm.estimator.automatic import FEW_WINDOWS
-from darts_ddssm.estimator.windows import NUM_WINDOWS, windows_of, with_flags
+from darts_ddssm.estimator.windows import (
+    NUM_WINDOWS,
+    ChunkLengths,
+    windows_of,
+    with_flags,
+)
 from darts_ddssm.series.scaling import (
     LocalPattern,
     Scale,
@@ -67,12 +72,15 @@ class Chunks(NamedTuple):
         Output chunks, with NaN where a value is missing, (N, n, C).
     owner
         Number of the series of each window, (N,).
+    gap
+        Steps G between the chunks.
     """
 
     past: Tensor
     observed: Tensor
     ahead: Tensor
     owner: Tensor
+    gap: int
 
     def mean_of_each(self, values: Tensor) -> Tensor:
         """Mean of values (N, n, C) that are known, of each series, (S, C)."""
@@ -87,9 +95,7 @@ class Chunks(NamedTuple):
 
 def automatic_local_pattern(
     series: Sequence[TimeSeries],
-    input_length: int,
-    gap: int,
-    output_length: int,
+    lengths: ChunkLengths,
     num_windows: int | None = None,
 ) -> LocalPattern:
     """Return which last values of an input chunk say most of what follows.
@@ -106,26 +112,26 @@ def automatic_local_pattern(
     ----------
     series
         The training series; those that are too short are left out.
-    input_length, gap, output_length
-        Steps of the input chunk, between the chunks, and of the output chunk.
+    lengths
+        Steps of the parts of a window.
     num_windows
         Windows of the training set, if not all of the series are in it.
     """
-    chunks = _chunks(series, input_length, gap, output_length)
+    chunks = _chunks(series, lengths)
     if chunks is None:
-        return LocalPattern(input_length)
-    levels = [LocalPattern(number) for number in range(1, input_length + 1)]
-    of_levels = _errors(chunks, gap, levels)
+        return LocalPattern(lengths.input)
+    levels = [LocalPattern(number) for number in range(1, lengths.input + 1)]
+    of_levels = _errors(chunks, levels)
     # of a constant there is none; each series has a unit of its own
     unit = of_levels.mean(0)
     means = (of_levels / unit).nanmean((1, 2))
     if not means.isfinite().all():
-        return LocalPattern(input_length)
+        return LocalPattern(lengths.input)
     is_better = means.min() < MAX_SHARE_OF_ALL_STEPS * means[-1]
     level = levels[int(means.argmin()) if is_better else -1]
     usual = (_errors_of_usual_growth(chunks, level) / unit).nanmean()
     found, error = level, means.min().fmin(usual)
-    longest = input_length // 2
+    longest = lengths.input // 2
     numbers = np.geomspace(1, max(longest, 1), NUM_TRENDS).round().astype(int)
     trends = [
         LocalPattern(level_steps, number, share)
@@ -134,73 +140,68 @@ def automatic_local_pattern(
         for share in TREND_SHARES
     ]
     if trends:
-        means = (_errors(chunks, gap, trends) / unit).nanmean((1, 2))
+        means = (_errors(chunks, trends) / unit).nanmean((1, 2))
         trend = trends[int(means.argmin())]
         if means.min() < MAX_SHARE_OF_ERROR * error and _goes_on(
-            trend, level, series, input_length, gap, output_length
+            trend, level, series, lengths
         ):
             found, error = trend, means.min()
-    length = input_length + gap + output_length
-    num_all = sum(max(len(one) - length + 1, 0) for one in series)
+    num_all = sum(max(len(one) - lengths.window + 1, 0) for one in series)
     # in a training set windows of shorter series may be repeated
     if min(num_all, num_windows or num_all) > FEW_WINDOWS:
         return found
-    season = _best_season(chunks, gap)
+    season = _best_season(chunks)
     if season is None:
         return found
-    error_of_season = (_errors(chunks, gap, [season]) / unit).nanmean()
+    error_of_season = (_errors(chunks, [season]) / unit).nanmean()
     return season if error_of_season < MAX_SHARE_WITH_SEASON * error else found
 
 
 def may_have_season(
     series: Sequence[TimeSeries],
-    input_length: int,
-    gap: int,
-    output_length: int,
+    lengths: ChunkLengths,
     pattern: LocalPattern,
 ) -> bool:
     """Tell whether some season forecasts better than a level, though it is not taken out.
 
     Parameters
     ----------
-    series, input_length, gap, output_length
+    series, lengths
         As for :func:`automatic_local_pattern`.
     pattern
         Which last values tell the level.
     """
-    chunks = _chunks(series, input_length, gap, output_length)
-    season = None if chunks is None else _best_season(chunks, gap)
+    chunks = _chunks(series, lengths)
+    season = None if chunks is None else _best_season(chunks)
     if chunks is None or season is None:
         return False
-    by_level, by_season = _relative_errors(chunks, gap, [pattern, season])
+    by_level, by_season = _relative_errors(chunks, [pattern, season])
     return bool(by_season < MAX_SHARE_OF_WALK * by_level)
 
 
-def _chunks(
-    series: Sequence[TimeSeries], input_length: int, gap: int, output_length: int
-) -> Chunks | None:
+def _chunks(series: Sequence[TimeSeries], lengths: ChunkLengths) -> Chunks | None:
     """Return chunks of some windows of training series, ``None`` where all are too short.
 
     Parameters
     ----------
-    series, input_length, gap, output_length
+    series, lengths
         As for :func:`automatic_local_pattern`.
     """
-    length = input_length + gap + output_length
     num_components = max((one.n_components for one in series), default=1)
-    affordable = MAX_COMPARED // (input_length * length * num_components)
+    affordable = MAX_COMPARED // (lengths.input * lengths.window * num_components)
     max_windows = min(max(affordable, LEAST_COMPARED), NUM_WINDOWS)
-    parts = list(windows_of(series, length, max_windows=max_windows))
+    parts = list(windows_of(series, lengths.window, max_windows=max_windows))
     if not parts:
         return None
     # (T, N, C)
     windows = torch.cat([part.x for part in parts], dim=1)
     counts = torch.tensor([part.x.shape[1] for part in parts])
     return Chunks(
-        *with_flags(windows[:input_length]),
+        *with_flags(windows[: lengths.input]),
         # (n, N, C) -> (N, n, C)
-        windows[-output_length:].transpose(0, 1),
+        windows[-lengths.output :].transpose(0, 1),
         torch.arange(len(parts)).repeat_interleave(counts),
+        lengths.gap,
     )
 
 
@@ -208,9 +209,7 @@ def _goes_on(
     trend: LocalPattern,
     level: LocalPattern,
     series: Sequence[TimeSeries],
-    input_length: int,
-    gap: int,
-    output_length: int,
+    lengths: ChunkLengths,
 ) -> bool:
     """Tell whether a trend is worth as much beyond the output chunk as a trend must be.
 
@@ -221,30 +220,28 @@ def _goes_on(
     ----------
     trend, level
         Which values tell the trend, and the level where there is none.
-    series, input_length, gap, output_length
+    series, lengths
         As for :func:`automatic_local_pattern`.
     """
-    least = CHUNKS_OF_A_TREND * output_length
-    for reach in (max(least, input_length), least):
-        later = gap + reach - output_length
-        chunks = _chunks(series, input_length, later, output_length)
+    least = CHUNKS_OF_A_TREND * lengths.output
+    for reach in (max(least, lengths.input), least):
+        later = lengths.gap + reach - lengths.output
+        chunks = _chunks(series, lengths._replace(gap=later))
         if chunks is not None:
             break
     else:
         return True
-    by_trend, by_level = _relative_errors(chunks, later, [trend, level])
+    by_trend, by_level = _relative_errors(chunks, [trend, level])
     return not bool(by_trend > MAX_SHARE_OF_ERROR * by_level)
 
 
-def _best_season(chunks: Chunks, gap: int) -> LocalPattern | None:
+def _best_season(chunks: Chunks) -> LocalPattern | None:
     """Return the level and the season that say most of what follows.
 
     Parameters
     ----------
     chunks
         Chunks of the training series.
-    gap
-        Steps between input and output chunks.
 
     Returns
     -------
@@ -258,7 +255,7 @@ def _best_season(chunks: Chunks, gap: int) -> LocalPattern | None:
         return None
 
     def errors_of(candidates: list[LocalPattern]) -> Tensor:
-        return _relative_errors(chunks, gap, candidates).nan_to_num(nan=torch.inf)
+        return _relative_errors(chunks, candidates).nan_to_num(nan=torch.inf)
 
     candidates = [
         LocalPattern(
@@ -281,15 +278,13 @@ def _best_season(chunks: Chunks, gap: int) -> LocalPattern | None:
     return candidates[int(errors_of(candidates).argmin())]
 
 
-def _errors(chunks: Chunks, gap: int, candidates: list[LocalPattern]) -> Tensor:
+def _errors(chunks: Chunks, candidates: list[LocalPattern]) -> Tensor:
     """Mean absolute errors of forecasts by patterns of input chunks, (candidates, S, C).
 
     Parameters
     ----------
     chunks
         Chunks of the training series.
-    gap
-        Steps between input and output chunks.
     candidates
         Which values tell level, trend and season.
     """
@@ -300,20 +295,20 @@ def _errors(chunks: Chunks, gap: int, candidates: list[LocalPattern]) -> Tensor:
         # of nothing there is no level
         level = torch.where(chunks.observed.any(1, keepdim=True), level, torch.nan)
         line = Scale(level, torch.ones_like(level), slope, season)
-        ahead = line.normalise(chunks.ahead, first=gap)
+        ahead = line.normalise(chunks.ahead, first=chunks.gap)
         error = chunks.mean_of_each(ahead.abs())
         # what rounding leaves of a constant
         errors.append(torch.where(is_constant(size, error), 0.0, error))
     return torch.stack(errors)
 
 
-def _relative_errors(chunks: Chunks, gap: int, candidates: list[LocalPattern]) -> Tensor:
+def _relative_errors(chunks: Chunks, candidates: list[LocalPattern]) -> Tensor:
     """Mean of these errors over series and components, (candidates,).
 
     Each series has the mean of all candidates for a unit, also one that is at rest, which a
     level alone forecasts. Arguments as for :func:`_errors`.
     """
-    errors = _errors(chunks, gap, candidates)
+    errors = _errors(chunks, candidates)
     return (errors / errors.mean(0)).nanmean((1, 2))
 
 

@@ -18,7 +18,7 @@ from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorc
 from darts.utils.data.torch_datasets.utils import TorchInferenceSample
 from torch.utils.data import DataLoader
 
-from darts_ddssm.estimator.data_checks import why_instance_scale, window_length
+from darts_ddssm.estimator.data_checks import chunk_lengths, why_instance_scale
 from darts_ddssm.estimator.sequences import (
     STEPS,
     Sample,
@@ -305,7 +305,7 @@ def _windows(model: MixedCovariatesTorchModel, missing: np.ndarray) -> list[Span
 
     Where it is not cut, see :func:`is_by_window`, the series is one window.
     """
-    num_steps, length = len(missing), window_length(model)
+    num_steps, length = len(missing), chunk_lengths(model).window
     if not is_by_window(model) or num_steps <= length:
         return [Span(0, num_steps, 0, num_steps)]
     patch = model.model.patch_length
@@ -378,7 +378,7 @@ def _start_with_values(
     # the chunk ends with the last value of the component that lacks values for longest
     last = len(known) - 1 - int(known[::-1, lacks].argmax(0).max())
     # one component must not lead every window far back
-    is_far = start + length - last > MAX_BACK * window_length(model)
+    is_far = start + length - last > MAX_BACK * chunk_lengths(model).window
     return start if is_far and not lacks.all() else max(last + 1 - length, 0)
 
 
@@ -459,7 +459,7 @@ def _stretches(model: MixedCovariatesTorchModel, missing: np.ndarray) -> list[Sp
     num_steps, chunk = len(missing), model.input_chunk_length
     patch, first = model.model.patch_length, _after_input_chunk(model, num_steps)
     # whole patches, so that those of all stretches are on one grid
-    length = max((window_length(model) - chunk) // patch, 1) * patch
+    length = max((chunk_lengths(model).window - chunk) // patch, 1) * patch
     spans = []
     if not model.model.has_instance_scale:
         end = min(first + length, num_steps)
@@ -490,7 +490,7 @@ def is_as_in_training(model: MixedCovariatesTorchModel, sample: Sample) -> bool:
     """
     missing = np.isnan(sample.past_target)
     length = (~missing.all(1)).nonzero()[0].max(initial=-1) + 1
-    shortest = window_length(model)
+    shortest = chunk_lengths(model).window
     longest = shortest if model.model.local_covariates else MAX_WINDOWS * shortest
     about_as_long = shortest <= length <= longest
     return bool(about_as_long and not missing[:length].any())

@@ -38,12 +38,9 @@ from darts_ddssm.estimator.cross_validation import (
     is_predictable,
     may_be_delayed,
     may_be_walk,
+    mirror_images_mislead,
 )
-from darts_ddssm.estimator.data_checks import (
-    chunk_lengths,
-    training_series,
-    window_length,
-)
+from darts_ddssm.estimator.data_checks import chunk_lengths, training_series
 from darts_ddssm.estimator.instance_scale import instance_floor, prefers_instance_scale
 from darts_ddssm.estimator.local_pattern import (
     automatic_local_pattern,
@@ -83,8 +80,7 @@ class TrainingRecipe:
         self._params: dict[str, Any] = model.model_params
         self._fitted: _DDSSMModule | None = model.model
         self._family = family_of(model.likelihood)
-        self._chunk_lengths = chunk_lengths(model)
-        self._window_length = window_length(model)
+        self._lengths = chunk_lengths(model)
         self._dataset = dataset
         self._sample: TorchTrainingSample = dataset[0]
         self._series: Sequence[TimeSeries] = training_series(dataset)
@@ -117,7 +113,7 @@ class TrainingRecipe:
 
     def _new_scales(self) -> tuple[TrainingScales, InstanceFloor, LocalPattern | None]:
         """Take the scales from the training set."""
-        input_length, *_ = self._chunk_lengths
+        input_length = self._lengths.input
         scales = training_scales(self._dataset, input_length)
         own = self._params["use_reversible_instance_norm"]
 
@@ -134,10 +130,10 @@ class TrainingRecipe:
         if not may_be_own:
             return scales, floor_of(LocalPattern(input_length)), None
         local_pattern = automatic_local_pattern(
-            self._series, *self._chunk_lengths, num_windows=self.num_windows
+            self._series, self._lengths, num_windows=self.num_windows
         )
         by_instance = own is not None or prefers_instance_scale(
-            self._series, *self._chunk_lengths, scales.target, local_pattern
+            self._series, self._lengths, scales.target, local_pattern
         )
         if by_instance:
             reason = (
@@ -152,7 +148,7 @@ class TrainingRecipe:
 
     def _warn_of_other_scale(self, scales: TrainingScales) -> None:
         """Say where a training set is far from the first one, whose scale is kept."""
-        input_length, *_ = self._chunk_lengths
+        input_length = self._lengths.input
         new, old = training_scales(self._dataset, input_length).target, scales.target
         if is_other_scale(new, old):
             first, second = (
@@ -169,7 +165,7 @@ class TrainingRecipe:
         """Name likelihoods that suit counts with many zeros, if none was passed."""
         if self._params["likelihood"] is not None or self._fitted is not None:
             return
-        found = windows_of(self._series, self._window_length)
+        found = windows_of(self._series, self._lengths.window)
         values = [x[~x.isnan()] for x in (windows.x for windows in found)]
         x = torch.cat([*values, torch.zeros(0, dtype=torch.float64)])
         are_counts = len(x) > 0 and x.min() == 0 and x.max() > 1 and (x == x.round()).all()
@@ -199,11 +195,11 @@ class TrainingRecipe:
                 future,
                 scales.past,
                 scales.future,
-                *self._chunk_lengths,
+                self._lengths,
             )
         return forecast_errors(
             self._series,
-            *self._chunk_lengths,
+            self._lengths,
             scale=scales.target,
             floor=floor,
             local_pattern=local_pattern,
@@ -295,8 +291,13 @@ class TrainingRecipe:
         has_inputs = any(part is not None for part in inputs)
         if not may_reflect(self.num_windows, ends_at_level, has_inputs):
             return False
-        return may_be_walk(self._errors, len(self._series)) and not may_have_season(
-            self._series, *self._chunk_lengths, local_pattern
+        if not may_be_walk(self._errors):
+            return False
+        data = self._series, self._lengths
+        scales, floor, _ = self.scales
+        return not (
+            may_have_season(*data, local_pattern)
+            or mirror_images_mislead(*data, scales.target, floor, local_pattern)
         )
 
     # --- rate and length --------------------------------------------------------------
@@ -347,7 +348,7 @@ class TrainingRecipe:
         if not self._series:
             # windows of one series start a step apart
             return self.num_windows, self.num_windows, 1
-        num_steps = self.num_windows * self._window_length
+        num_steps = self.num_windows * self._lengths.window
         num_steps = min(num_observed_steps(self._series), num_steps)
         return self.num_windows, num_steps, len(self._series)
 

@@ -28,7 +28,7 @@ from darts_ddssm.estimator.data_checks import (
     check_one_for_each,
     check_range,
     check_series,
-    window_length,
+    chunk_lengths,
 )
 from darts_ddssm.estimator.windows import on_index
 from darts_ddssm.validation import check
@@ -197,7 +197,7 @@ def sample_of(
         # those of the whole series, as the start of a forecast would need them; darts
         # asks for the steps of a training window at least. They are added at the start:
         # positions are counted from the end.
-        missing = max(window_length(model) - len(series), 0)
+        missing = max(chunk_lengths(model).window - len(series), 0)
         blank = np.full((missing, series.n_components), np.nan, dtype=series.dtype)
         past, future = model.generate_fit_predict_encodings(
             model.output_chunk_length,

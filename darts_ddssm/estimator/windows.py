@@ -20,6 +20,25 @@ NUM_WINDOWS = 1000
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
+class ChunkLengths(NamedTuple):
+    """Steps of the parts of a training window.
+
+    Attributes
+    ----------
+    input, gap, output
+        Steps I of the input chunk, G between the chunks, and n of the output chunk.
+    """
+
+    input: int
+    gap: int
+    output: int
+
+    @property
+    def window(self) -> int:
+        """Steps of the window."""
+        return sum(self)
+
+
 class Windows(NamedTuple):
     """Some windows of a series.
 

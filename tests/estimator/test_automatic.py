@@ -16,6 +16,7 @@ from darts_ddssm.estimator.automatic import (
     automatic_patch_length,
     say_once,
 )
+from darts_ddssm.estimator.windows import ChunkLengths
 from tests.helpers import noisy_sine, same
 
 
@@ -38,7 +39,7 @@ from tests.helpers import noisy_sine, same
     ],
 )
 def test_automatic_length(window, output, expected):
-    assert automatic_patch_length(window, window - output, output) == expected
+    assert automatic_patch_length(ChunkLengths(window - output, 0, output)) == expected
 
 
 def test_more_components_have_larger_states(tiny, caplog):

@@ -6,6 +6,7 @@ import torch
 from darts import TimeSeries
 
 from darts_ddssm.estimator.covariates import TrainingCovariates, share_apart
+from darts_ddssm.estimator.windows import ChunkLengths
 from darts_ddssm.series.scaling import CovariateScale
 from tests.helpers import covariate, noisy_sine
 
@@ -18,7 +19,7 @@ def covariates_of(
     covariates = [TimeSeries.from_values(each) for each in values]
     parts = (covariates, None) if is_past else (None, covariates)
     scales = [CovariateScale.unit(input_length=8)] * 2
-    return TrainingCovariates(series, *parts, *scales, 8, 2, output_length)
+    return TrainingCovariates(series, *parts, *scales, ChunkLengths(8, 2, output_length))
 
 
 def test_windows_of_covariates():
@@ -37,7 +38,7 @@ def test_covariates_on_another_index():
     """They may begin and end elsewhere; what is not known is zero."""
     series, values = noisy_sine(20), covariate(30)
     scales = [CovariateScale.unit(input_length=8)] * 2
-    given = [series[5:]], None, [values[7:]], *scales, 8, 2, 4
+    given = [series[5:]], None, [values[7:]], *scales, ChunkLengths(8, 2, 4)
     (inputs,), _ = TrainingCovariates(*given).windows(0, torch.tensor([0]))
     assert inputs[:2].tolist() == [0, 0]
     np.testing.assert_array_equal(inputs[2:], values.values()[7:19, 0])

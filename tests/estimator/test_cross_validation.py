@@ -34,6 +34,7 @@ from darts_ddssm.estimator.cross_validation import (
     may_be_delayed,
 )
 from darts_ddssm.estimator.instance_scale import instance_floor
+from darts_ddssm.estimator.windows import ChunkLengths
 from darts_ddssm.series.scaling import (
     CovariateScale,
     LocalPattern,
@@ -55,13 +56,13 @@ def errors_of(
     scale = Scale(torch.tensor(np.nanmean(values, 0)), torch.tensor(spread))
     whole = LocalPattern(24)
     floor = instance_floor(series, 24, scale, whole)
-    covariates = None
+    lengths, covariates = ChunkLengths(24, 0, 12), None
     if past_covariates or future_covariates:
         as_they_are = [CovariateScale.unit()] * 2
         given = past_covariates, future_covariates, *as_they_are
-        covariates = TrainingCovariates(series, *given, 24, 0, 12)
+        covariates = TrainingCovariates(series, *given, lengths)
     how = scale, floor, whole if by_instance else None, covariates
-    return forecast_errors(series, 24, 0, 12, *how)
+    return forecast_errors(series, lengths, *how)
 
 
 def level(*series: TimeSeries, num_windows: int = 1, by_instance: bool = False) -> float:

@@ -16,6 +16,7 @@ from darts_ddssm.estimator.instance_scale import (
     prefers_instance_scale,
 )
 from darts_ddssm.estimator.local_pattern import automatic_local_pattern
+from darts_ddssm.estimator.windows import ChunkLengths
 from darts_ddssm.series.scaling import LocalPattern, Scale
 from tests.helpers import (
     autoregression,
@@ -74,7 +75,7 @@ def prefers(series: list[TimeSeries], input_length: int = 12) -> bool:
     """What is decided for forecasts of six steps."""
     scale = training_scale(series)
     pattern = LocalPattern(input_length)
-    return prefers_instance_scale(series, input_length, 0, 6, scale, pattern)
+    return prefers_instance_scale(series, ChunkLengths(input_length, 0, 6), scale, pattern)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +120,8 @@ def test_a_rise_is_recognised_by_long_windows_of_a_short_series(seed):
     values = time + 5 * np.sin(2 * np.pi * time / 12) + 3 * rng.standard_normal(90)
     series = [TimeSeries.from_values(values.astype(np.float32))]
     scale = Scale(*(torch.tensor([f(values)]) for f in (np.mean, np.std)))
-    pattern = automatic_local_pattern(series, 24, 0, 24)
-    assert prefers_instance_scale(series, 24, 0, 24, scale, pattern)
+    pattern = automatic_local_pattern(series, ChunkLengths(24, 0, 24))
+    assert prefers_instance_scale(series, ChunkLengths(24, 0, 24), scale, pattern)
 
 
 def short_panel(number: int, num_steps: int, seed: int) -> list[TimeSeries]:
@@ -160,7 +161,9 @@ def test_many_windows_of_series_that_keep_returning_have_one_scale(number, lengt
 
     def decided(series: list[TimeSeries]) -> bool:
         scale = training_scale(series)
-        return prefers_instance_scale(series, 12, 0, 2, scale, LocalPattern(1))
+        return prefers_instance_scale(
+            series, ChunkLengths(12, 0, 2), scale, LocalPattern(1)
+        )
 
     assert not decided(series_of(0.9))
     # one that never returns, few windows, and a level that changes
@@ -222,9 +225,10 @@ def test_heavy_tails_are_no_drift(kind):
     for seed in range(10):
         values = HEAVY[kind](np.random.default_rng(seed))
         series = [TimeSeries.from_values(values)]
-        pattern = automatic_local_pattern(series, 24, 0, 12)
-        how = series, 24, 0, 12, training_scale(series), pattern
-        decisions.append(prefers_instance_scale(*how))
+        lengths = ChunkLengths(24, 0, 12)
+        pattern = automatic_local_pattern(series, lengths)
+        how = lengths, training_scale(series), pattern
+        decisions.append(prefers_instance_scale(series, *how))
     assert sum(decisions) <= 2
 
 
@@ -353,9 +357,10 @@ def test_a_season_does_not_hide_how_the_level_moves():
     scale = Scale(torch.zeros(1).double(), torch.full((1,), 20.0).double())
     of_season = LocalPattern(1, season_length=6, season_cycles=2)
     for pattern, expected in ((of_season, True), (LocalPattern(6), False)):
-        assert prefers_instance_scale([drifting], 12, 0, 6, scale, pattern) is expected
+        found = prefers_instance_scale([drifting], ChunkLengths(12, 0, 6), scale, pattern)
+        assert found is expected
     still_pattern = of_season._replace(level_steps=12)
-    assert not prefers_instance_scale([still], 12, 0, 6, scale, still_pattern)
+    assert not prefers_instance_scale([still], ChunkLengths(12, 0, 6), scale, still_pattern)
 
 
 def test_a_smooth_season_keeps_its_scale(tiny):
@@ -369,5 +374,5 @@ def test_a_season_that_repeats_exactly_keeps_its_scale(tiny):
     series = TimeSeries.from_values(
         np.tile(np.array([5.1, -4.2, 1.3, 3.4, -2.5, -3.1], np.float32), 20)
     )
-    assert automatic_local_pattern([series], 12, 0, 6).season_length == 6
+    assert automatic_local_pattern([series], ChunkLengths(12, 0, 6)).season_length == 6
     assert not tiny(n_epochs=1).fit(series).model.has_instance_scale

@@ -12,7 +12,7 @@ from darts_ddssm.estimator.automatic import (
     say_once,
 )
 from darts_ddssm.estimator.local_pattern import automatic_local_pattern
-from darts_ddssm.estimator.windows import windows_of
+from darts_ddssm.estimator.windows import ChunkLengths, windows_of
 from darts_ddssm.series.scaling import LocalPattern
 from tests.helpers import (
     autoregression,
@@ -25,6 +25,11 @@ from tests.helpers import (
     uneven_seasons,
     with_gaps,
 )
+
+
+def pattern_of(series: list[TimeSeries], *lengths: int) -> LocalPattern:
+    """Steps of the input chunk, between the chunks, and of the output chunk."""
+    return automatic_local_pattern(series, ChunkLengths(*lengths))
 
 
 def many_seasons() -> TimeSeries:
@@ -47,7 +52,7 @@ def many_seasons() -> TimeSeries:
 )
 def test_steps_whose_mean_is_the_level(series, expected):
     least, most = expected
-    found = automatic_local_pattern(series, 12, 0, 6)
+    found = pattern_of(series, 12, 0, 6)
     assert least <= found.level_steps <= most and found.trend_values == 0
 
 
@@ -57,16 +62,16 @@ def test_constants_in_double_precision_say_nothing():
     seasons = growing_seasons().astype(np.float64)
     noise = np.random.default_rng(0).standard_normal((120, 1))
     for series in (seasons, TimeSeries.from_values(noise)):
-        alone = automatic_local_pattern([series], 12, 0, 6)
-        assert automatic_local_pattern([series, *constants], 12, 0, 6) == alone
-    assert automatic_local_pattern(constants, 12, 0, 6) == LocalPattern(12)
+        alone = pattern_of([series], 12, 0, 6)
+        assert pattern_of([series, *constants], 12, 0, 6) == alone
+    assert pattern_of(constants, 12, 0, 6) == LocalPattern(12)
 
 
 def test_components_have_one_say_each():
     """Whatever their unit."""
     walk, seasons = random_walk(), growing_seasons()
     both = [walk.stack(unit * seasons) for unit in (1e-6, 1.0, 1e6)]
-    found = {automatic_local_pattern([one], 12, 0, 6) for one in both}
+    found = {pattern_of([one], 12, 0, 6) for one in both}
     assert len(found) == 1 and found.pop().level_steps < 8
 
 
@@ -93,7 +98,7 @@ def test_many_windows_have_a_level_too(tiny):
 def test_long_input_chunks_take_no_longer(monkeypatch):
     """Of them fewer windows are compared, which tell the same."""
     series = [random_walk(4000), random_walk(2000, seed=1)]
-    found = automatic_local_pattern(series, 100, 0, 20)
+    found = pattern_of(series, 100, 0, 20)
     monkeypatch.setattr(local_pattern, "MAX_COMPARED", 100 * 120 * 300)
     num_windows = []
 
@@ -103,7 +108,7 @@ def test_long_input_chunks_take_no_longer(monkeypatch):
             yield part
 
     monkeypatch.setattr(local_pattern, "windows_of", counted)
-    assert automatic_local_pattern(series, 100, 0, 20) == found == LocalPattern(1)
+    assert pattern_of(series, 100, 0, 20) == found == LocalPattern(1)
     assert sum(num_windows) == 300
 
 
@@ -116,14 +121,14 @@ def noisy_triangles(length: int = 400, seed: int = 0) -> TimeSeries:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_trend_that_changes_is_that_of_the_last_values(seed):
-    found = automatic_local_pattern([changing_trend(seed=seed)], 12, 0, 6)
+    found = pattern_of([changing_trend(seed=seed)], 12, 0, 6)
     assert found == LocalPattern(1, 1, 1.0)
 
 
 def test_chunks_of_which_nothing_is_observed_say_nothing_of_it():
     """They are not taken for zeros."""
     series = with_gaps(changing_trend() + 1e5, slice(100, 130))
-    assert automatic_local_pattern([series], 12, 0, 6) == LocalPattern(1, 1, 1.0)
+    assert pattern_of([series], 12, 0, 6) == LocalPattern(1, 1, 1.0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -131,7 +136,7 @@ def test_under_noise_the_trend_is_that_of_more_values(seed):
     """After a gap too, and whatever the unit."""
     for unit, gap in ((1e-6, 0), (1.0, 3), (1e6, 0)):
         series = [unit * noisy_triangles(seed=seed)]
-        found = automatic_local_pattern(series, 12, gap, 6)
+        found = pattern_of(series, 12, gap, 6)
         assert found.trend_values >= 3 and found.trend_share == 1
 
 
@@ -146,23 +151,23 @@ def test_under_noise_the_trend_is_that_of_more_values(seed):
     ],
 )
 def test_usual_growth_is_left_to_the_network(series):
-    assert automatic_local_pattern(series, 12, 0, 6).trend_values == 0
+    assert pattern_of(series, 12, 0, 6).trend_values == 0
 
 
 def test_a_swing_has_no_trend():
     """Its last values tell the next chunk, but not those after it."""
-    assert automatic_local_pattern([swing(25, 120)], 12, 0, 6).trend_values == 0
+    assert pattern_of([swing(25, 120)], 12, 0, 6).trend_values == 0
     # nor where some series are too short to tell
     series = [swing(25, 120), swing(25, 20)]
-    assert automatic_local_pattern(series, 12, 0, 6).trend_values == 0
+    assert pattern_of(series, 12, 0, 6).trend_values == 0
 
 
 def test_a_trend_goes_on_as_far_as_the_input_chunk_reaches_back():
     """Where output chunks are short, it would be that of a swing for three of them."""
-    assert automatic_local_pattern([swing(25, 120)], 12, 0, 1).trend_values == 0
-    assert automatic_local_pattern([changing_trend()], 12, 0, 1).trend_values > 0
+    assert pattern_of([swing(25, 120)], 12, 0, 1).trend_values == 0
+    assert pattern_of([changing_trend()], 12, 0, 1).trend_values > 0
     # or as far as the series is long enough to tell
-    assert automatic_local_pattern([swing(25, 39)], 20, 0, 4).trend_values == 0
+    assert pattern_of([swing(25, 39)], 20, 0, 4).trend_values == 0
 
 
 def test_a_series_at_rest_does_not_hide_the_trend_of_the_others():
@@ -176,7 +181,7 @@ def test_a_series_at_rest_does_not_hide_the_trend_of_the_others():
     pulse = np.zeros(120, np.float32)
     pulse[8] = 3.0
     for panel in (series, [*series, TimeSeries.from_values(pulse)]):
-        assert automatic_local_pattern(panel, 12, 0, 3).trend_values > 0
+        assert pattern_of(panel, 12, 0, 3).trend_values > 0
 
 
 def test_forecasts_go_on_with_the_trend_of_their_past(tiny, caplog):
@@ -212,7 +217,7 @@ def test_a_season_is_found_by_what_it_tells(seed):
     """Whatever the unit, with gaps, and past steps between the chunks."""
     for unit, gap, missing in ((1e-6, 0, 0), (1.0, 2, 0), (1e6, 0, 15)):
         series = with_gaps(unit * uneven_seasons(seed=seed), slice(20, 20 + missing))
-        found = automatic_local_pattern([series], 12, gap, 6)
+        found = pattern_of([series], 12, gap, 6)
         assert (found.season_length, found.season_cycles) == (6, 2)
 
 
@@ -231,7 +236,7 @@ def test_a_season_is_found_by_what_it_tells(seed):
     ],
 )
 def test_what_does_not_repeat_has_no_season(series, input_length):
-    assert automatic_local_pattern(series, input_length, 0, 6).season_length == 0
+    assert pattern_of(series, input_length, 0, 6).season_length == 0
 
 
 @pytest.mark.parametrize("number", [1, 400, 501, 2000])

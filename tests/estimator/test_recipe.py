@@ -16,6 +16,7 @@ from darts_ddssm.estimator.automatic import (
     say_once,
 )
 from darts_ddssm.estimator.local_pattern import may_have_season
+from darts_ddssm.estimator.windows import ChunkLengths
 from darts_ddssm.series.scaling import LocalPattern
 from tests.helpers import TRAINER, drawn, drifting, growing_seasons, noisy_sine, random_walk
 
@@ -106,8 +107,8 @@ def test_a_season_that_is_not_taken_out_is_no_walk(tiny, seed):
     values = 0.8 * time - 1.5 * np.maximum(time - 75, 0) + season + noise
     series = [TimeSeries.from_values(values)]
     level = LocalPattern(1)
-    assert may_have_season(series, 24, 0, 12, level)
-    assert not may_have_season([random_walk(seed=seed)], 24, 0, 12, level)
+    assert may_have_season(series, ChunkLengths(24, 0, 12), level)
+    assert not may_have_season([random_walk(seed=seed)], ChunkLengths(24, 0, 12), level)
     how = {"input_chunk_length": 24, "output_chunk_length": 12, "n_epochs": 1}
     assert not tiny(**how).fit(series).model.reflects
 
