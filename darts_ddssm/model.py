@@ -239,7 +239,9 @@ class DDSSMModel(LatentMethods):
         gap_augmentation
             Share of the windows of each training batch of which a copy is added, with some
             values masked at random. Only the encoder is trained on these copies. They
-            prepare it for gaps even where the training series have none.
+            prepare it for gaps even where the training series have none. Where a window has
+            gaps of its own, as long as a patch, its copy teaches the encoder what it would
+            say if the masked values were known [3]_.
         input_noise
             Standard deviation of the noise that is added to what the encoder sees in the
             first 80 % of the training, in normalised units. It keeps the model from
@@ -386,6 +388,8 @@ class DDSSMModel(LatentMethods):
                 https://arxiv.org/abs/2606.21036
         .. [2] N. Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam",
                 https://arxiv.org/abs/2409.11321
+        .. [3] R. Strauss and J. Oliva, "Posterior Matching for Arbitrary Conditioning",
+                NeurIPS 2022.
 
         Examples
         --------

@@ -351,9 +351,10 @@ class SeriesModel:
             share_observed=share_observed,
         )
         if share_observed is not None:
+            is_guess = (share_observed == 0).to(kl.device, non_blocking=True)
             # masked values are missing, too
             share_observed = self.training_patches.share(normalised.window.observed)
-            kl = kl * weights_of_kl(share_observed)
+            kl = kl * weights_of_kl(share_observed, is_guess)
         raw = self.training_patches.unfold(raw)
         window, scale, x = normalised
         weight = window.weight * window.observed
@@ -369,6 +370,28 @@ class SeriesModel:
         # component of little weight must not make states cheap that all of them share.
         kl = kl * window.weight.amax((1, 2)).unsqueeze(-1)
         return nll + kl_weight * kl.sum() / x.numel()
+
+    def posterior_matching(
+        self, normalised: NormalisedWindow, hidden: Window, input_noise: float = 0.0
+    ) -> Tensor:
+        """How far the posterior is, where data are hidden, from that where they are shown.
+
+        In nats, added over all steps, (B,), see :meth:`StateSpaceModel.posterior_matching
+        <darts_ddssm.ssm.state_space.StateSpaceModel.posterior_matching>`.
+
+        Parameters
+        ----------
+        normalised
+            Training windows.
+        hidden
+            The same with some values hidden.
+        input_noise
+            As for :meth:`posterior`.
+        """
+        fold, shown = self.training_patches.fold_window, normalised.window
+        shown = shown.with_noise(input_noise)
+        hidden = hidden._replace(x=shown.x)
+        return self.ssm.posterior_matching(fold(hidden), fold(shown)).sum(1)
 
     # --- forecasts --------------------------------------------------------------------
 

@@ -150,11 +150,15 @@ MANY_STATES, SHARE_KEPT = 48, 0.97
 INITIAL_RAW_STD = -1.5
 
 
-def _with_share_kept(
+def _with_later_weights(
     module: "Encoder", state: dict[str, Tensor], prefix: str, *args: Any
 ) -> None:
-    """Add to loaded weights what those of earlier versions do not have: all was kept."""
+    """Add to loaded weights what those of earlier versions do not have.
+
+    All was kept from step to step, and what follows a gap was seen by the GRU alone.
+    """
     state.setdefault(prefix + "share_kept", torch.ones_like(module.share_kept))
+    state.setdefault(prefix + "weight_after", torch.zeros_like(module.weight_after))
 
 
 class Encoder(nn.Module):
@@ -162,6 +166,8 @@ class Encoder(nn.Module):
 
     Parameters
     ----------
+    num_components
+        Number C of observed components.
     input_size
         Number F of features per step: values, flags, inputs.
     latent_dim
@@ -175,7 +181,12 @@ class Encoder(nn.Module):
     share_kept: Tensor
 
     def __init__(
-        self, input_size: int, latent_dim: int, hidden_size: int, reach: int
+        self,
+        num_components: int,
+        input_size: int,
+        latent_dim: int,
+        hidden_size: int,
+        reach: int,
     ) -> None:
         super().__init__()
         self.latent_dim, self.reach = latent_dim, reach
@@ -185,9 +196,13 @@ class Encoder(nn.Module):
         self.project = nn.Linear(size, 2 * hidden_size)
         self.project_first = nn.Linear(size, 2 * hidden_size)
         self.weight_in = nn.Parameter(torch.empty(2 * hidden_size, latent_dim))
+        self.weight_after = nn.Parameter(torch.empty(2 * hidden_size, num_components))
         self.out = nn.Linear(hidden_size, 2 * latent_dim)
         with torch.no_grad():
-            parts: list[tuple[Tensor, int]] = [(self.weight_in, latent_dim)]
+            parts: list[tuple[Tensor, int]] = [
+                (self.weight_in, latent_dim),
+                (self.weight_after, input_size),
+            ]
             for project in (self.project, self.project_first):
                 parts.append((project.weight[:, 2 * hidden_size :], input_size))
             for weight, fan_in in parts:
@@ -196,7 +211,7 @@ class Encoder(nn.Module):
         share_kept = 1.0 if reach <= MANY_STATES else SHARE_KEPT
         self.register_buffer("share_kept", torch.tensor(share_kept))
         self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-            _with_share_kept
+            _with_later_weights
         )
         # g and the change of s start at zero: dz_t / dz_{t-1} is then at most the identity,
         # and no product of Jacobians explodes over a long window.
@@ -208,13 +223,32 @@ class Encoder(nn.Module):
     def _weights(self) -> Weights:
         return self.share_kept, self.weight_in, self.out.weight, self.out.bias
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Compute all that does not depend on z: (B, T, F) -> (T, B, 2 * H)."""
+    def forward(self, features: Tensor, after: Tensor | None = None) -> Tensor:
+        """Compute all that does not depend on z.
+
+        Parameters
+        ----------
+        features
+            Values, 0 where missing, flags and inputs, (B, T, F).
+        after
+            Where a value is missing, the next one that is not, (B, T, C). It tells, past
+            the GRU and its saturation, which way through a gap leads to it. ``None`` where
+            none is missing.
+
+        Returns
+        -------
+        Tensor
+            (T, B, 2 * H).
+        """
         # (B, T, F) -> (T, B, F)
         features = features.transpose(0, 1)
         # (T, B, F) -> (T, B, 2 * H) -> (T, B, 2 * H + F)
         h = torch.cat([self._look_around(features), features], dim=-1)
-        return torch.cat([self.project_first(h[:1]), self.project(h[1:])])
+        projection = torch.cat([self.project_first(h[:1]), self.project(h[1:])])
+        if after is None:
+            return projection
+        # (B, T, C) -> (T, B, C) -> (T, B, 2 * H)
+        return projection + nn.functional.linear(after.transpose(0, 1), self.weight_after)
 
     def _look_around(self, features: Tensor) -> Tensor:
         """Run the GRU in both directions: (T, B, F) -> (T, B, 2 * H).
@@ -284,19 +318,39 @@ class Encoder(nn.Module):
         # (T, S, B, D) -> (T, S * B, D)
         return [torch.stack(x).flatten(1, 2) for x in zip(*steps, strict=True)]
 
-    def moments(
+    def moments_along(
         self, z: Tensor, projection: Tensor, floor: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of z_t given z_{t-1}, (N, D) each.
+        """Return mean and standard deviation of q at each step of paths, (B, T, D) each.
 
         Parameters
         ----------
         z
-            Latents of the step before, (N, D).
+            Paths, (B, T, D).
         projection
-            Output of :meth:`forward` at this step, (N, 2 * H).
+            Output of :meth:`forward`, (T, B, 2 * H).
         floor
-            Least standard deviation, a scalar.
+            Least standard deviation of each step, (T,).
+        """
+        previous = nn.functional.pad(z, (0, 0, 1, 0))[:, :-1].transpose(0, 1)
+        floor = floor.view(-1, 1, 1)
+        # (T, B, ...) -> (B, T, ...)
+        mean, std = (x.transpose(0, 1) for x in self.moments(previous, projection, floor))
+        return mean, std
+
+    def moments(
+        self, z: Tensor, projection: Tensor, floor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of z_t given z_{t-1}, (..., N, D) each.
+
+        Parameters
+        ----------
+        z
+            Latents of the step before, (..., N, D).
+        projection
+            Output of :meth:`forward` at this step, (..., N, 2 * H).
+        floor
+            Least standard deviation, a scalar, or (..., 1, 1).
         """
         # as along a path
         with torch.autocast(z.device.type, enabled=False):

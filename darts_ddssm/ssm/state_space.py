@@ -25,10 +25,13 @@ Letters as in :mod:`darts_ddssm.ssm`.
 References
 ----------
 .. [1] Ruder and Wojnowicz, "Diffusion-Driven State Space Models", arXiv 2606.21036.
+.. [2] R. Strauss and J. Oliva, "Posterior Matching for Arbitrary Conditioning",
+       NeurIPS 2022.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +110,11 @@ class StateSpaceModel(nn.Module):
         self.latent_dim = latent_dim
         self.reach, self.num_context = reach, num_context
         self.encoder = Encoder(
-            2 * num_components + input_size, latent_dim, hidden_size, reach
+            num_components,
+            2 * num_components + input_size,
+            latent_dim,
+            hidden_size,
+            reach,
         )
         sizes = (latent_dim, input_size + past_size, hidden_size)
         context: Context
@@ -129,7 +136,8 @@ class StateSpaceModel(nn.Module):
     def encode(self, window: Window) -> Tensor:
         """Run the encoder over a window, once for any number of samples: (T, B, 2 * H)."""
         values = window.x * window.observed
-        return self.encoder(torch.cat([values, window.observed, window.u], dim=-1))
+        features = torch.cat([values, window.observed, window.u], dim=-1)
+        return self.encoder(features, window.next_observed * (1 - window.observed))
 
     def sample_posterior(self, window: Window, num_samples: int = 1) -> PosteriorPath:
         """Draw paths of q given the whole window.
@@ -213,6 +221,40 @@ class StateSpaceModel(nn.Module):
             raw, kl = torch.cat([first[0], raw]), torch.cat([first[1], kl])
         # After the last observation the exact posterior is the transition.
         return raw, kl * window.until_last_observation
+
+    def posterior_matching(self, hidden: Window, shown: Window) -> Tensor:
+        r"""Tell how far q is, where data are hidden, from q where they are shown, (B, T).
+
+        The ELBO asks of a guess at a gap that it be likely, and that what follows be. Of
+        several ways a Gaussian then keeps to the one that it is near, though what is
+        observed after the gap tells another. Where data were hidden that are known, the
+        posterior given these shows it the way [2]_. It is
+
+        .. math::
+            \rho\bigl(\mathrm{KL}\bigl(q_\phi(z_t | z_{t-1}, x^{\mathrm{hidden}})
+            \,\|\, q_\phi(z_t | z_{t-1}, x^{\mathrm{shown}})\bigr)\bigr) , \qquad
+            \rho(k) = D \log(1 + k / D)
+
+        along paths of the former. Only its own moments at each step learn from it. A guess
+        that takes a wrong way is thousands of nats away, hence the logarithm.
+
+        Parameters
+        ----------
+        hidden, shown
+            The data, B series, with some hidden, and with all that are known.
+        """
+        projection = self.encode(hidden)
+        floor = self.transition.min_std(len(projection))
+        z = self.encoder.sample_path(projection, floor).z.detach()
+        q = self.encoder.moments_along(z, projection, floor)
+        with torch.no_grad():
+            target = self.encoder.moments_along(z, self.encode(shown), floor)
+        # a look at the moments would wait for the device
+        normal = partial(torch.distributions.Normal, validate_args=False)
+        kl = torch.distributions.kl_divergence(normal(*q), normal(*target)).sum(-1)
+        distance = self.latent_dim * (kl / self.latent_dim).log1p()
+        # after the last observation the transition takes the place of q
+        return distance * hidden.until_last_observation
 
     # --- states given data ------------------------------------------------------------
 
@@ -423,17 +465,27 @@ class StateSpaceModel(nn.Module):
         return torch.stack(path, dim=1)
 
 
-def weights_of_kl(share_observed: Tensor) -> Tensor:
-    """Weight of the KL of each step in training, (B, T), given the share that is observed.
+def weights_of_kl(share_observed: Tensor, is_guess: Tensor) -> Tensor:
+    """Weight of the KL of each step in training, (B, T).
 
-    At the first observation after a gap, a path of the posterior pays for having guessed
-    the way through. If it paid in full, it would rather stay off what is observed, and the
-    error would blur the steps that follow, from which the transition learns.
+    A guess, where nothing is known, pays nothing for being unlikely, or it would keep to
+    the way that it is near. How to guess is learned by
+    :meth:`StateSpaceModel.posterior_matching`. At the first observation after a gap, a path
+    pays for a wrong guess. If it paid in full, it would rather stay off what is observed,
+    and the error would blur the steps that follow, from which the transition learns.
+
+    Parameters
+    ----------
+    share_observed
+        Share of the values at each step that the encoder sees, (B, T).
+    is_guess
+        Whether nothing is known of a step, masked values included, (B, T).
     """
+    guess = is_guess.to(share_observed.dtype)
     after_guess = share_observed * (1 - _step_before(share_observed))
     _, least = _closed_steps(share_observed)
     # where hardly a step is closed, the transition has nothing else to learn from
-    return 1 - (1 - AFTER_GAP_WEIGHT) * (1 - least) * after_guess
+    return 1 - (1 - least) * (guess + (1 - AFTER_GAP_WEIGHT) * after_guess)
 
 
 def weights_of_moments(share_observed: Tensor) -> Tensor:

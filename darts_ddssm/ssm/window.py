@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Window(NamedTuple):
@@ -49,6 +49,16 @@ class Window(NamedTuple):
     def transition_inputs(self) -> Tensor:
         """All inputs of the transition at each step, (B, T, U + P)."""
         return torch.cat([self.u, self.past], dim=-1)
+
+    @property
+    def next_observed(self) -> Tensor:
+        """The next observation from each step on, 0 where none follows, (B, T, C)."""
+        num_steps = self.x.shape[1]
+        steps = torch.arange(num_steps, device=self.x.device).unsqueeze(-1)
+        # that of a step after the last one, where there is none
+        steps = torch.where(self.observed > 0, steps, num_steps)
+        steps = steps.flip(1).cummin(1).values.flip(1)
+        return nn.functional.pad(self.x, (0, 0, 0, 1)).gather(1, steps)
 
     @property
     def until_last_observation(self) -> Tensor:

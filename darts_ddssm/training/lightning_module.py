@@ -129,7 +129,7 @@ class _DDSSMModule(PLForecastingModule):
     gap_augmentation
         Share of the windows of a training batch of which a copy with randomly masked
         values is added. From these copies the encoder alone learns, which is else lost
-        where a value is missing.
+        where a value is missing, or takes a wrong way through a gap.
     patch_length
         Number L of time steps that a latent state stands for.
     static_size

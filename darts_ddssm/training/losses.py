@@ -59,7 +59,8 @@ def training_loss(
         Weight of the loss of forecasts, which take no time where it is 0.
     gap_augmentation
         Share of the windows of which a copy with randomly masked values is added, from
-        which the encoder alone learns.
+        which the encoder alone learns: by the ELBO or, where the window has gaps of its
+        own that are as long as a state, from the posterior given all that is known.
     input_noise
         Standard deviation of the noise that is added to what the encoder sees, in units of
         normalised values. What the latents must explain is free of it, so that copying the
@@ -83,10 +84,15 @@ def training_loss(
             how = trend_augmentation, model.input_chunk_length
             x = add_random_trends(x, scale.spread, *how)
         window = window._replace(x=x)
-    num_masked = num_masked_rows(gap_augmentation, len(window.x))
+    number = num_masked_rows(gap_augmentation, len(window.x))
+    flags = window.observed.cpu() if observed is None else observed
+    # windows with a state of which nothing is known
+    has_guess = (model.training_patches.share(flags[:number]) == 0).any(1)
+    copied, matched = (rows.nonzero().squeeze(-1) for rows in (~has_guess, has_guess))
+    num_masked = len(copied)
 
     def with_copies(x: Tensor) -> Tensor:
-        return torch.cat([x[:num_masked], x])
+        return torch.cat([x[copied.to(x.device, non_blocking=True)], x])
 
     normalised = model.normalise(window.map(with_copies))
     # an encoder that the user has frozen learns of no wider range
@@ -111,15 +117,24 @@ def training_loss(
         max_rows=KL_ROWS,
         observed=None if observed is None else with_copies(observed),
     )
+    loss = negative_elbo
+    if len(matched) > 0:
+        matched = matched.to(window.x.device, non_blocking=True)
+        shown = model.normalise(window.map(lambda x: x[matched]))
+        hidden = mask_randomly(shown.window, len(matched))
+        distance = model.posterior_matching(shown, hidden, input_noise)
+        # weighted as their ELBO would be
+        distance = distance * shown.window.weight.amax((1, 2))
+        loss = loss + kl_weight * distance.sum() / window.x.numel()
     if forecast_weight == 0:
-        return negative_elbo, negative_elbo
+        return loss, negative_elbo
     num_windows = min(len(window.x), FORECAST_WINDOWS)
     num_samples = max(FORECAST_PATHS // num_windows, 2)
     normalised = model.normalise(window)
     crps = forecast_loss(
         model, normalised, num_samples, FORECAST_SOLVER_STEPS, num_windows, input_noise
     )
-    return negative_elbo + forecast_weight * crps, negative_elbo
+    return loss + forecast_weight * crps, negative_elbo
 
 
 def validation_score(

@@ -7,7 +7,7 @@ from torch import Tensor
 from darts_ddssm.ssm.encoder import Encoder, _PosteriorPath
 from tests.helpers import float64, randomised
 
-NUM_SERIES, NUM_STEPS, NUM_FEATURES, LATENT_DIM = 3, 7, 4, 2
+NUM_SERIES, NUM_STEPS, NUM_COMPONENTS, NUM_FEATURES, LATENT_DIM = 3, 7, 1, 4, 2
 # steps of a training window, as many as any test has but one
 REACH = 150
 FLOOR = torch.linspace(0.01, 0.3, NUM_STEPS, dtype=torch.float64)
@@ -15,7 +15,9 @@ FLOOR = torch.linspace(0.01, 0.3, NUM_STEPS, dtype=torch.float64)
 
 def random_encoder(std: float = 0.3) -> Encoder:
     torch.manual_seed(0)
-    return randomised(Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=5, reach=REACH), std)
+    return randomised(
+        Encoder(NUM_COMPONENTS, NUM_FEATURES, LATENT_DIM, hidden_size=5, reach=REACH), std
+    )
 
 
 def features(num_series: int = NUM_SERIES, num_steps: int = NUM_STEPS) -> Tensor:
@@ -51,7 +53,7 @@ def test_handwritten_derivative_is_the_numerical_one():
 
 def test_path_and_its_gradients_are_those_of_a_plain_loop():
     encoder = random_encoder()
-    x = features().requires_grad_()
+    x, after = features().requires_grad_(), features()[..., :NUM_COMPONENTS]
     wanted = [x, *encoder.parameters()]
 
     def loss(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -59,9 +61,9 @@ def test_path_and_its_gradients_are_those_of_a_plain_loop():
         weight = torch.linspace(1, 2, z.numel()).double().view_as(z)
         return (weight * (z.sin() + mean.square() + std.log())).sum()
 
-    drawn = encoder.sample_path(encoder(x), FLOOR)
+    drawn = encoder.sample_path(encoder(x, after), FLOOR)
     z, mean, std = (each.detach() for each in drawn)
-    looped = path_by_steps(encoder, encoder(x), noise=(z - mean) / std)
+    looped = path_by_steps(encoder, encoder(x, after), noise=(z - mean) / std)
     torch.testing.assert_close(looped, drawn)
     torch.testing.assert_close(
         torch.autograd.grad(loss(*drawn), wanted),
@@ -90,7 +92,7 @@ def test_without_derivatives_paths_are_the_same(num_samples):
 def test_moments_are_in_full_precision():
     """Those of a step are as precise as those along a path."""
     torch.manual_seed(0)
-    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=5, reach=REACH)
+    encoder = Encoder(NUM_COMPONENTS, NUM_FEATURES, LATENT_DIM, hidden_size=5, reach=REACH)
     torch.nn.init.normal_(encoder.out.weight)
     step = torch.randn(9, LATENT_DIM), torch.randn(9, 10), torch.tensor(0.01)
     expected = encoder.moments(*step)
@@ -167,7 +169,9 @@ def test_along_a_long_series_it_sees_windows_of_its_training(num_steps):
 def test_untrained_path_does_not_explode(num_steps, share):
     """It starts as a random walk or, where a window is long, as one that forgets."""
     torch.manual_seed(0)
-    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32, reach=num_steps).double()
+    encoder = Encoder(
+        NUM_COMPONENTS, NUM_FEATURES, LATENT_DIM, hidden_size=32, reach=num_steps
+    ).double()
     floor = torch.full((num_steps,), 0.01).double()
     z, _, std = encoder.sample_path(encoder(features(1000, num_steps)), floor)
     num_kept = sum(share ** (2 * k) for k in range(num_steps))
@@ -179,7 +183,9 @@ def test_untrained_path_does_not_explode(num_steps, share):
 def test_untrained_steps_keep_what_came_before(num_steps, share):
     """The Jacobian of the last state in z_1 is the identity or a power of a share."""
     torch.manual_seed(0)
-    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=32, reach=num_steps).double()
+    encoder = Encoder(
+        NUM_COMPONENTS, NUM_FEATURES, LATENT_DIM, hidden_size=32, reach=num_steps
+    ).double()
     projection = encoder(features(1, num_steps))
     noise = torch.randn(num_steps, 1, LATENT_DIM).double()
 
@@ -195,9 +201,10 @@ def test_untrained_steps_keep_what_came_before(num_steps, share):
     torch.testing.assert_close(jacobian, wanted, atol=0.1, rtol=0)
 
 
-def test_weights_of_earlier_versions_keep_all_of_a_state():
-    encoder = Encoder(NUM_FEATURES, LATENT_DIM, hidden_size=5, reach=REACH)
+def test_weights_of_earlier_versions():
+    """They keep all of a state, and see what is after a gap by the GRU alone."""
+    encoder = Encoder(NUM_COMPONENTS, NUM_FEATURES, LATENT_DIM, hidden_size=5, reach=REACH)
     state = encoder.state_dict()
-    del state["share_kept"]
+    del state["share_kept"], state["weight_after"]
     encoder.load_state_dict(state)
-    assert encoder.share_kept == 1
+    assert encoder.share_kept == 1 and (encoder.weight_after == 0).all()

@@ -126,6 +126,70 @@ def test_a_gap_is_not_a_value_of_zero():
     assert (model.encode(zeros) - model.encode(seen)).abs().max() > 1e-3
 
 
+def test_next_observations():
+    x = torch.arange(1.0, 11.0).view(1, 5, 2)
+    observed = torch.tensor([[[0, 1], [0, 0], [1, 0], [0, 0], [0, 1]]])
+    window = window_of()._replace(x=x, observed=observed)
+    expected = [[5.0, 2.0], [5.0, 10.0], [5.0, 10.0], [0.0, 10.0], [0.0, 10.0]]
+    assert window.next_observed[0].tolist() == expected
+
+
+def test_a_guess_sees_what_comes_after_the_gap_past_the_gru():
+    """The GRU alone, whose output is bounded, does not tell large values apart."""
+    model, window = model_of("gaussian", 1), window_of(1)
+    observed = torch.ones_like(window.x)
+    observed[:, 2:4, 0] = 0
+    at_gap = []
+    for value in (1e6, 2e6):
+        x = window.x.clone()
+        x[:, 4] = value
+        at_gap.append(model.encode(window._replace(x=x, observed=observed))[2:4])
+    change = (at_gap[1] - at_gap[0]).abs()
+    assert (change.amax(-1) > 1e3).all()
+
+
+def hidden_and_shown() -> tuple[Window, Window]:
+    """The same data, two steps of which are hidden in the first."""
+    shown = window_of()
+    observed = shown.observed.clone()
+    observed[:, 2:4] = 0
+    return shown._replace(observed=observed), shown
+
+
+@each_model
+def test_posterior_matching_is_a_robust_kl_along_paths(transition, order):
+    model, (hidden, shown) = model_of(transition, order), hidden_and_shown()
+    torch.manual_seed(0)
+    found = model.posterior_matching(hidden, shown)
+    torch.manual_seed(0)
+    path = model.sample_posterior(hidden)
+    floor, target = model.transition.min_std(6), model.encode(shown)
+    previous = torch.zeros_like(path.z[:, 0])
+    for t in range(6):
+        p = Normal(*model.encoder.moments(previous, target[t], floor[t]))
+        q = Normal(path.mean[:, t], path.std[:, t])
+        kl = torch.distributions.kl_divergence(q, p).sum(-1)
+        expected = LATENT_DIM * torch.log(1 + kl / LATENT_DIM)
+        expected = expected * hidden.until_last_observation[:, t]
+        torch.testing.assert_close(found[:, t], expected)
+        previous = path.z[:, t]
+    assert found.sum() > 0.1
+    torch.testing.assert_close(
+        model.posterior_matching(shown, shown), torch.zeros_like(found)
+    )
+
+
+def test_posterior_matching_teaches_the_encoder_to_guess():
+    """The other networks, and the posterior of what is shown, stay as they are."""
+    model, (hidden, shown) = model_of("diffusion", None), hidden_and_shown()
+    model.posterior_matching(hidden, shown).sum().backward()
+    of_encoder, others = [], []
+    for name, parameter in model.named_parameters():
+        (of_encoder if name.startswith("encoder") else others).append(parameter.grad)
+    assert all(grad is None for grad in others)
+    assert all(grad is not None and grad.isfinite().all() for grad in of_encoder)
+
+
 def first_steps(window: Window, num_steps: int) -> Window:
     return Window(*(x[:, :num_steps] for x in window))
 
@@ -406,26 +470,32 @@ def test_the_transition_learns_from_steps_that_are_observed(observed, teaching):
 
 
 @pytest.mark.parametrize(
-    "observed, lower",
+    "observed, paid",
     [
-        ("1111001111", "0000001000"),
-        ("0111111111", "0100000000"),
+        # by an observation after a gap little
+        ("1111001111", "111100l111"),
+        ("0111111111", "0l11111111"),
         # after guesses is where all observations are
-        ("1010101010", "0000000000"),
-        ("1111111111", "0000000000"),
+        ("1010101010", "1111111111"),
+        ("1111111111", "1111111111"),
     ],
 )
-def test_the_posterior_hardly_pays_for_its_guesses(observed, lower):
+def test_the_posterior_hardly_pays_for_its_guesses(observed, paid):
     share = torch.tensor([[float(x) for x in observed]])
-    expected = [[AFTER_GAP_WEIGHT if x == "1" else 1.0 for x in lower]]
-    torch.testing.assert_close(weights_of_kl(share), torch.tensor(expected))
+    weights = {"0": 0.0, "l": AFTER_GAP_WEIGHT, "1": 1.0}
+    expected = torch.tensor([[weights[x] for x in paid]])
+    torch.testing.assert_close(weights_of_kl(share, share == 0), expected)
+    # a value that is masked is known
+    none = torch.zeros_like(share, dtype=torch.bool)
+    expected = torch.where(share == 0, 1.0, expected)
+    torch.testing.assert_close(weights_of_kl(share, none), expected)
 
 
 def test_it_pays_for_the_share_that_is_no_guess():
     share = torch.tensor([[1.0, 0.5, 0.5, 1.0, 1.0]])
     half = 0.5 * (1 - AFTER_GAP_WEIGHT)
     expected = torch.tensor([[1.0, 1.0, 1 - half / 2, 1 - half, 1.0]])
-    torch.testing.assert_close(weights_of_kl(share), expected)
+    torch.testing.assert_close(weights_of_kl(share, share == 0), expected)
 
 
 def test_a_step_of_which_a_part_is_observed_teaches_as_often():

@@ -17,6 +17,7 @@ from darts_ddssm import DDSSMModel
 from darts_ddssm.series.batches import training_window
 from darts_ddssm.ssm.state_space import AFTER_GAP_WEIGHT, StateSpaceModel
 from darts_ddssm.ssm.transition import Transition
+from darts_ddssm.ssm.window import Window
 from darts_ddssm.training.losses import training_loss
 from tests.helpers import TRAINER, UNIT_SCALES, noisy_sine
 
@@ -177,7 +178,7 @@ def test_a_gap_says_nothing(tiny):
 
 
 @pytest.mark.parametrize("gap", [slice(0), slice(5, 8)])
-def test_training_alone_weighs_the_kl_after_a_gap(tiny, gap):
+def test_training_alone_weighs_the_kl_of_gaps(tiny, gap):
     """Validation, and a training of complete windows, have the ELBO itself."""
     target = torch.randn(4, 12, 1)
     target[:, gap] = torch.nan
@@ -194,6 +195,7 @@ def test_training_alone_weighs_the_kl_after_a_gap(tiny, gap):
     kl = model.ssm.elbo_terms(*posterior)[1].detach()
     with torch.no_grad():
         torch.testing.assert_close(kl_part(), kl.sum() / 72)
+    kl[:, gap] = 0.0
     kl[:, gap.stop] *= AFTER_GAP_WEIGHT if gap.start else 1.0
     torch.testing.assert_close(kl_part(), kl.sum() / 72)
 
@@ -250,6 +252,49 @@ def test_masked_copies_of_a_share_of_each_batch_are_added(tiny, monkeypatch, sha
     assert copies == (rows,) * 3 + (int(share * 15),)
     # a copy may be lucky and lose nothing
     assert 0.5 * sum(copies) <= sum(hidden) <= sum(copies)
+
+
+def test_copies_of_windows_with_gaps_are_matched(tiny, monkeypatch):
+    """With what is known of them; copies of complete windows have an ELBO."""
+    model = tiny().fit(noisy_sine()).model.series_model
+    # which takes notice of what it sees
+    torch.nn.init.normal_(model.ssm.encoder.out.weight, std=0.1)
+    target = torch.randn(64, 18, 1)
+    target[1::2, 5] = torch.nan
+    batch = TorchTrainingBatch(past_target=target[:, :12], future_target=target[:, 12:])
+    window = training_window(batch, 0, 1, UNIT_SCALES)
+    copied, matched = [], []
+
+    def elbo_spy(model, window, path, num_encoder_rows, **kwargs):
+        copied.append(window.x[:num_encoder_rows])
+        return elbo_terms(model, window, path, num_encoder_rows, **kwargs)
+
+    def matching_spy(model, hidden, shown):
+        assert (hidden.observed <= shown.observed).all()
+        matched.append(shown)
+        return posterior_matching(model, hidden, shown)
+
+    elbo_terms = StateSpaceModel.elbo_terms
+    posterior_matching = StateSpaceModel.posterior_matching
+    monkeypatch.setattr(StateSpaceModel, "elbo_terms", elbo_spy)
+    monkeypatch.setattr(StateSpaceModel, "posterior_matching", matching_spy)
+
+    def losses(window: Window, observed: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        return training_loss(model, window, observed, 1.0, 0.0, 0.5, 0.0, 0.0, False)
+
+    for observed in (None, window.observed):
+        loss, negative_elbo = losses(window, observed)
+        assert torch.equal(copied[-1], model.normalise(window).window.x[:32:2])
+        assert torch.equal(matched[-1].observed, window.observed[1:32:2])
+        assert loss > negative_elbo
+    # a window without a weight teaches nothing
+    weight = window.weight.clone()
+    weight[1::2] = 0
+    loss, negative_elbo = losses(window._replace(weight=weight), window.observed)
+    assert loss == negative_elbo and len(matched) == 3
+    # all are complete
+    losses(window._replace(observed=torch.ones_like(window.observed)), None)
+    assert len(copied[-1]) == 32 and len(matched) == 3
 
 
 # --- several processes ----------------------------------------------------------------
