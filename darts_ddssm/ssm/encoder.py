@@ -196,18 +196,19 @@ class Encoder(nn.Module):
         self.project = nn.Linear(size, 2 * hidden_size)
         self.project_first = nn.Linear(size, 2 * hidden_size)
         self.weight_in = nn.Parameter(torch.empty(2 * hidden_size, latent_dim))
-        self.weight_after = nn.Parameter(torch.empty(2 * hidden_size, num_components))
         self.out = nn.Linear(hidden_size, 2 * latent_dim)
         with torch.no_grad():
-            parts: list[tuple[Tensor, int]] = [
-                (self.weight_in, latent_dim),
-                (self.weight_after, input_size),
-            ]
+            parts: list[tuple[Tensor, int]] = [(self.weight_in, latent_dim)]
             for project in (self.project, self.project_first):
                 parts.append((project.weight[:, 2 * hidden_size :], input_size))
             for weight, fan_in in parts:
                 weight.uniform_(-(fan_in**-0.5), fan_in**-0.5)
                 weight[hidden_size:] *= GATE_GAIN
+            # as random as those of the values, of which they are copies in another order
+            of_values = weight[:, :num_components]
+            # (2 * H, C) -> (2, H, C) and back
+            after = of_values.unflatten(0, (2, -1)).flip(1).flatten(0, 1)
+        self.weight_after = nn.Parameter(after.clone())
         share_kept = 1.0 if reach <= MANY_STATES else SHARE_KEPT
         self.register_buffer("share_kept", torch.tensor(share_kept))
         self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
