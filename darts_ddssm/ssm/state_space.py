@@ -245,10 +245,10 @@ class StateSpaceModel(nn.Module):
         """
         projection = self.encode(hidden)
         floor = self.transition.min_std(len(projection))
-        z = self.encoder.sample_path(projection, floor).z.detach()
-        q = self.encoder.moments_along(z, projection, floor)
         with torch.no_grad():
+            z = self.encoder.sample_path(projection, floor).z
             target = self.encoder.moments_along(z, self.encode(shown), floor)
+        q = self.encoder.moments_along(z, projection, floor)
         # a look at the moments would wait for the device
         normal = partial(torch.distributions.Normal, validate_args=False)
         kl = torch.distributions.kl_divergence(normal(*q), normal(*target)).sum(-1)

@@ -258,7 +258,7 @@ def test_copies_of_windows_with_gaps_are_matched(tiny, monkeypatch):
     """With what is known of them; copies of complete windows have an ELBO."""
     model = tiny().fit(noisy_sine()).model.series_model
     # which takes notice of what it sees
-    torch.nn.init.normal_(model.ssm.encoder.out.weight, std=0.1)
+    torch.nn.init.normal_(model.ssm.encoder.out.weight, std=0.02)
     target = torch.randn(64, 18, 1)
     target[1::2, 5] = torch.nan
     batch = TorchTrainingBatch(past_target=target[:, :12], future_target=target[:, 12:])
