@@ -443,9 +443,9 @@ def test_steps_of_the_shift_are_rolled_through(tiny):
     walks = [TimeSeries.from_values(x) for x in 0.2 * steps.cumsum(1)]
     arguments = dict(transition_order=1, n_epochs=20, batch_size=64)
     spreads = []
-    for shift in (0, 12):
+    for shift in (0, 24):
         model = tiny(**SHORT, output_chunk_shift=shift, **arguments).fit(walks)
         forecast = model.predict(1, walks[0], num_samples=500)
         spreads.append(forecast.all_values().std())
-    # in truth 13 ** 0.5 times as far
-    assert spreads[1] > 2 * spreads[0]
+    # in truth 25 ** 0.5 times as far
+    assert spreads[1] > 2.5 * spreads[0]
