@@ -205,7 +205,8 @@ class Encoder(nn.Module):
                 weight.uniform_(-(fan_in**-0.5), fan_in**-0.5)
                 weight[hidden_size:] *= GATE_GAIN
             # as random as those of the values, of which they are copies in another order
-            of_values = weight[:, :num_components]
+            first = 2 * hidden_size
+            of_values = self.project_first.weight[:, first : first + num_components]
             # (2 * H, C) -> (2, H, C) and back
             after = of_values.unflatten(0, (2, -1)).flip(1).flatten(0, 1)
         self.weight_after = nn.Parameter(after.clone())
