@@ -73,19 +73,9 @@ def training_loss(
         Whether some of the windows are turned upside down. None are where the likelihood is
         that of values in their own units.
     """
-    if model.family.location_scale and (reflects or trend_augmentation > 0):
-        # which may be learned: the data do not depend on it
-        scale = model.normalise(window).scale.detach()
-        x = window.x
-        if reflects:
-            first = -model.input_chunk_length
-            x = reflect_randomly(x, scale.to_data(torch.zeros_like(x), first))
-        if trend_augmentation > 0:
-            how = trend_augmentation, model.input_chunk_length
-            x = add_random_trends(x, scale.spread, *how)
-        window = window._replace(x=x)
-    number = num_masked_rows(gap_augmentation, len(window.x))
+    window = _augmented(model, window, trend_augmentation, reflects)
     flags = window.observed.cpu() if observed is None else observed
+    number = num_masked_rows(gap_augmentation, len(flags))
     # windows with a state of which nothing is known
     has_guess = (model.training_patches.share(flags[:number]) == 0).any(1)
     copied, matched = (rows.nonzero().squeeze(-1) for rows in (~has_guess, has_guess))
@@ -119,13 +109,7 @@ def training_loss(
     )
     loss = negative_elbo
     if len(matched) > 0:
-        matched = matched.to(window.x.device, non_blocking=True)
-        shown = model.normalise(window.map(lambda x: x[matched]))
-        hidden = mask_randomly(shown.window, len(matched))
-        distance = model.posterior_matching(shown, hidden, input_noise)
-        # weighted as their ELBO would be
-        distance = distance * shown.window.weight.amax((1, 2))
-        loss = loss + kl_weight * distance.sum() / window.x.numel()
+        loss = loss + kl_weight * _distance_of_guesses(model, window, matched, input_noise)
     if forecast_weight == 0:
         return loss, negative_elbo
     num_windows = min(len(window.x), FORECAST_WINDOWS)
@@ -135,6 +119,39 @@ def training_loss(
         model, normalised, num_samples, FORECAST_SOLVER_STEPS, num_windows, input_noise
     )
     return loss + forecast_weight * crps, negative_elbo
+
+
+def _augmented(
+    model: SeriesModel, window: Window, trend_augmentation: float, reflects: bool
+) -> Window:
+    """Turn some of the windows upside down and add trends to some of them."""
+    if not model.family.location_scale or not (reflects or trend_augmentation > 0):
+        return window
+    # which may be learned: the data do not depend on it
+    scale = model.normalise(window).scale.detach()
+    x = window.x
+    if reflects:
+        first = -model.input_chunk_length
+        x = reflect_randomly(x, scale.to_data(torch.zeros_like(x), first))
+    if trend_augmentation > 0:
+        x = add_random_trends(x, scale.spread, trend_augmentation, model.input_chunk_length)
+    return window._replace(x=x)
+
+
+def _distance_of_guesses(
+    model: SeriesModel, window: Window, rows: Tensor, input_noise: float
+) -> Tensor:
+    """Distance of the posterior of masked copies from that of the windows, a scalar.
+
+    Per value of all windows, as the negative ELBO is. It is taken of these ``rows`` alone.
+    """
+    rows = rows.to(window.x.device, non_blocking=True)
+    shown = model.normalise(window.map(lambda x: x[rows]))
+    hidden = mask_randomly(shown.window, len(rows))
+    distance = model.posterior_matching(shown, hidden, input_noise)
+    # weighted as their ELBO would be
+    distance = distance * shown.window.weight.amax((1, 2))
+    return distance.sum() / window.x.numel()
 
 
 def validation_score(

@@ -83,12 +83,13 @@ def forecasts(
         missing = rng.random((len(test), LENGTH - 1)) < share
         contexts = hidden([s[:-1] for s in test], missing)
         start = time.perf_counter()
-        found = model.predict(1, contexts, num_samples=512, random_state=0)
+        number = args.num_samples
+        found = model.predict(1, contexts, num_samples=number, random_state=0)
         seconds = time.perf_counter() - start
         ours, floor = [], []
         for i, (context, forecast) in enumerate(zip(contexts, found, strict=True)):
             ours.append(divergence(process, context, forecast.all_values()[0, 0]))
-            states = process.smooth(context.values()).sample(512, i)[:, -1]
+            states = process.smooth(context.values()).sample(number, i)[:, -1]
             exact = process.sample_future(states, 1, 1, len(test) + i)[0, :, 0, 0]
             floor.append(divergence(process, context, exact))
         print(
@@ -139,6 +140,12 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--num-series", type=int, default=64)
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        default=512,
+        help="samples of each forecast; the fewer, the higher is the floor of the JSD",
+    )
     args = parser.parse_args()
     quiet()
     process = BimodalRandomWalk(noise=args.noise)
