@@ -13,6 +13,7 @@ import time
 import numpy as np
 import scoringrules as sr
 from darts import TimeSeries
+from numpy.lib.stride_tricks import sliding_window_view
 from quiet import quiet
 
 from darts_ddssm import DDSSMModel
@@ -32,10 +33,21 @@ def hidden(series: list[TimeSeries], missing: np.ndarray) -> list[TimeSeries]:
     ]
 
 
+def missing_steps(
+    rng: np.random.Generator, num_series: int, length: int, share: float, block: int
+) -> np.ndarray:
+    """Draw which steps are missing, (N, T), a share of them, in blocks that may overlap."""
+    begins = 1 - (1 - share) ** (1 / block)
+    first = rng.random((num_series, length + block - 1)) < begins
+    # (N, T + block - 1) -> (N, T, block)
+    return sliding_window_view(first, block, axis=1).any(-1)
+
+
 def fit(process: BimodalRandomWalk, args: argparse.Namespace) -> DDSSMModel:
     """Fit a model to 1,024 incomplete series."""
     train = process.simulate(1024, LENGTH, 10 * args.seed + 1).series
     rng = np.random.default_rng(10 * args.seed + 3)
+    missing = missing_steps(rng, 1024, LENGTH, args.missing, args.block)
     model = DDSSMModel(
         input_chunk_length=LENGTH - 1,
         output_chunk_length=1,
@@ -52,7 +64,7 @@ def fit(process: BimodalRandomWalk, args: argparse.Namespace) -> DDSSMModel:
         },
     )
     start = time.perf_counter()
-    model.fit(hidden(train, rng.random((1024, LENGTH)) < args.missing))
+    model.fit(hidden(train, missing))
     print(f"fitted in {time.perf_counter() - start:.0f} s", flush=True)
     return model
 
@@ -80,7 +92,7 @@ def forecasts(
     """One step ahead, of incomplete and of complete series."""
     rng = np.random.default_rng(10 * args.seed + 4)
     for share in sorted({args.missing, 0.0}):
-        missing = rng.random((len(test), LENGTH - 1)) < share
+        missing = missing_steps(rng, len(test), LENGTH - 1, share, args.block)
         contexts = hidden([s[:-1] for s in test], missing)
         start = time.perf_counter()
         number = args.num_samples
@@ -135,6 +147,7 @@ def imputation(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--missing", type=float, default=0.3)
+    parser.add_argument("--block", type=int, default=1, help="steps missing in a row")
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=3000)
