@@ -9,6 +9,7 @@ What :class:`~darts_ddssm.model.DDSSMModel` is made of beside its constructor an
 - ``windows``, ``covariates``: what all of these look at;
 - ``data_checks``: what series and covariates must be;
 - ``sequences``: whole series as samples, with their covariates;
+- ``spans``: how a long series is cut where it is asked about part by part;
 - ``questions``: samples to the Lightning module and answers back;
 - ``distillation``: a faster sampler for the transition;
 - ``latent_methods``: the public methods of the latent side.

@@ -12,8 +12,8 @@ from darts.logging import get_logger
 from darts.models.forecasting.torch_forecasting_model import MixedCovariatesTorchModel
 
 from darts_ddssm.estimator.data_checks import chunk_lengths
-from darts_ddssm.estimator.questions import answers, part_of
-from darts_ddssm.estimator.sequences import Sample, collate
+from darts_ddssm.estimator.questions import answers
+from darts_ddssm.estimator.sequences import Sample, collate, part_of
 from darts_ddssm.estimator.windows import NUM_WINDOWS
 from darts_ddssm.series.inference import Distillation
 from darts_ddssm.ssm.distillation import FewStepSampler

@@ -27,10 +27,7 @@ from darts_ddssm.estimator.questions import (
     ask_by_window,
     ask_filtered,
     ask_predicted,
-    check_is_predicted,
     histories_of,
-    is_as_in_training,
-    predicted_values,
     transition_question,
 )
 from darts_ddssm.estimator.sequences import (
@@ -38,6 +35,11 @@ from darts_ddssm.estimator.sequences import (
     blank_series,
     sample_of,
     whole_series,
+)
+from darts_ddssm.estimator.spans import (
+    check_is_predicted,
+    is_as_in_training,
+    predicted_values,
 )
 from darts_ddssm.series.inference import (
     Imputation,

@@ -295,3 +295,10 @@ def blank_series(
         static_covariates=static_covariates,
         hierarchy=example.hierarchy,
     )
+
+
+def part_of(sample: Sample, steps: slice) -> Sample:
+    """Return some of the time steps of a sample."""
+    kept = {name: getattr(sample, name) for name in STEPS}
+    parts = {name: None if x is None else x[steps] for name, x in kept.items()}
+    return TorchInferenceSample(**parts, static_covariates=sample.static_covariates)

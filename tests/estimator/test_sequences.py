@@ -17,12 +17,11 @@ from darts.utils.timeseries_generation import datetime_attribute_timeseries
 
 from darts_ddssm import DDSSMModel
 from darts_ddssm.estimator import questions as asking
-from darts_ddssm.estimator.questions import (
-    _batches,
-    _counting,
-    _stretches,
-    _windows,
+from darts_ddssm.estimator.questions import _batches, _counting
+from darts_ddssm.estimator.spans import (
     is_as_in_training,
+    overlapping_windows,
+    stretches,
 )
 from tests.helpers import (
     COVARIATES,
@@ -333,7 +332,7 @@ def test_instance_norm_takes_series_of_any_length(patch, shift):
 @pytest.mark.parametrize("num_steps", [18, 19, 27, 40, 81])
 def test_each_step_is_in_the_middle_of_a_window(num_steps, every):
     model = fitted(use_reversible_instance_norm=True, patch_length=every)
-    spans = _windows(model, np.zeros((num_steps, 1), dtype=bool))
+    spans = overlapping_windows(model, np.zeros((num_steps, 1), dtype=bool))
     assert [span.first for span in spans] == [0, *(span.last for span in spans[:-1])]
     assert spans[-1].last == num_steps
     margin = max(WINDOW // 4 // every, 1) * every
@@ -361,7 +360,7 @@ def test_gap_is_in_one_window(gap, every):
     model = fitted(use_reversible_instance_norm=True, patch_length=every)
     missing = np.zeros((80, 1), dtype=bool)
     missing[gap] = True
-    spans = _windows(model, missing)
+    spans = overlapping_windows(model, missing)
     (own,) = (s for s in spans if s.first <= gap.start < s.last)
     assert own.last >= gap.stop and own.start < gap.start
     for span in spans:
@@ -373,10 +372,10 @@ def test_component_that_is_missing_for_long_is_in_many_windows():
     model = fitted(use_reversible_instance_norm=True, num_components=2)
     missing = np.zeros((400, 2), dtype=bool)
     missing[20:380, 0] = True
-    assert len(_windows(model, missing)) > 20
+    assert len(overlapping_windows(model, missing)) > 20
     missing[:] = False
     missing[40:50, 0] = True
-    spans = _windows(model, missing)
+    spans = overlapping_windows(model, missing)
     assert any(s.first <= 40 and s.last >= 50 for s in spans)
 
 
@@ -480,7 +479,7 @@ def test_only_covariates_that_drift_cut_a_series():
     for name in ("plain", "covariates"):
         model = model_of(name)
         assert model.model.local_covariates == []
-        assert len(_windows(model, np.zeros((80, 1), dtype=bool))) == 1
+        assert len(overlapping_windows(model, np.zeros((80, 1), dtype=bool))) == 1
     loaded = tiny_model(n_epochs=1).fit(
         SERIES, future_covariates=COVARIATES["future_covariates"]
     )
@@ -518,7 +517,7 @@ def test_covariates_that_drift_stay_in_their_range(num_steps, patch):
     missing = np.zeros((num_steps, 1), dtype=bool)
     x = torch.from_numpy(rising(num_steps).values())
     scale = model.model.scales.future
-    for spans in (_windows(model, missing), _stretches(model, missing)):
+    for spans in (overlapping_windows(model, missing), stretches(model, missing)):
         assert [span.first for span in spans] == [0, *(span.last for span in spans[:-1])]
         assert spans[-1].last == num_steps
         for span in spans:
