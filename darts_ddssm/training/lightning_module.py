@@ -80,6 +80,15 @@ LOCAL_PATTERN = LocalPattern._fields
 COVARIATES = TrainingScales._fields[1:]
 OF_COVARIATES = CovariateScale._fields[:-1]
 
+# The buffers whose values decide what Python does.
+LOOKED_AT = (
+    "progress",
+    "by_instance",
+    "is_unit_free",
+    *LOCAL_PATTERN,
+    *(f"{kind}_is_local" for kind in COVARIATES),
+)
+
 # Whoever passes one of these has a recipe of their own.
 OPTIMIZER_ARGUMENTS = ("optimizer_cls", "optimizer_kwargs", "lr_scheduler_cls")
 
@@ -141,9 +150,6 @@ class _DDSSMModule(PLForecastingModule):
         Arguments of :class:`StateSpaceModel` and of darts' :class:`PLForecastingModule`.
     """
 
-    progress: Tensor
-    by_instance: Tensor
-    is_unit_free: Tensor
     largest_input: Tensor
 
     def __init__(
@@ -201,13 +207,9 @@ class _DDSSMModule(PLForecastingModule):
         # that is resumed goes on where it was, and a fitted model that is fitted again
         # keeps the weight that it ended with.
         self.register_buffer("progress", torch.zeros(()))
-        # The same, `by_instance`, `is_unit_free`, the local trend and the kinds of local
-        # covariates, where a look waits for no device.
-        self._share_done: float | None = None
-        self._local_covariates: list[str] | None = None
-        self._is_unit_free: bool | None = True
-        self._has_instance_scale: bool | None = decided and self.rin is not None
-        self._local_pattern: LocalPattern | None = LocalPattern(self.input_chunk_length)
+        # Values of the buffers in LOOKED_AT, where a look waits for no device. Empty until
+        # they are looked at.
+        self._values: dict[str, Any] = {}
         # The last loss or the first one that was not finite.
         self._loss: Tensor | None = None
         # What is observed in the batch that comes next, on the CPU.
@@ -217,7 +219,7 @@ class _DDSSMModule(PLForecastingModule):
         # Whether the decoder knows nothing of the unit of values that are not negative.
         self.register_buffer("is_unit_free", torch.tensor(True))
         # Which last values of an input chunk tell its level and its trend.
-        for name, value in self._local_pattern._asdict().items():
+        for name, value in LocalPattern(self.input_chunk_length)._asdict().items():
             self.register_buffer(name, torch.tensor(value))
         self.decides_scale = not decided and self.rin is not None
         # Scales of the training set, saved with the weights.
@@ -245,8 +247,6 @@ class _DDSSMModule(PLForecastingModule):
     @property
     def series_model(self) -> SeriesModel:
         """The distribution that this module trains, with the weights as they are now."""
-        if self._is_unit_free is None:
-            self._is_unit_free = bool(self.is_unit_free)
         return SeriesModel(
             ssm=self.ssm,
             likelihood=self.likelihood,
@@ -259,44 +259,48 @@ class _DDSSMModule(PLForecastingModule):
             output_chunk_shift=self.output_chunk_shift,
             output_chunk_length=self.output_chunk_length,
             largest_input=self.largest_input,
-            is_unit_free=self._is_unit_free,
+            is_unit_free=self._value_of("is_unit_free"),
         )
 
     @property
     def has_instance_scale(self) -> bool:
         """Whether each window is normalised by its input chunk."""
-        if self._has_instance_scale is None:
-            self._has_instance_scale = bool(self.by_instance)
-        return self._has_instance_scale
+        return bool(self._value_of("by_instance"))
 
     @property
     def local_pattern(self) -> LocalPattern:
         """Which last values of an input chunk tell its level and its trend."""
-        if self._local_pattern is None:
-            values = {name: self.get_buffer(name).item() for name in LOCAL_PATTERN}
-            self._local_pattern = LocalPattern(**values)
-        return self._local_pattern
+        return LocalPattern(**{name: self._value_of(name) for name in LOCAL_PATTERN})
 
     @property
     def local_covariates(self) -> list[str]:
         """The kinds of covariates of which some are relative to the input chunk."""
-        if self._local_covariates is None:
-            self._local_covariates = [
-                kind for kind in COVARIATES if self.get_buffer(f"{kind}_is_local").any()
-            ]
-        return self._local_covariates
+        return [kind for kind in COVARIATES if any(self._value_of(f"{kind}_is_local"))]
 
     @property
     def share_done(self) -> float:
         """Share of the training that is done."""
-        if self._share_done is None:
-            self._share_done = self.progress.item()
-        return self._share_done
+        return float(self._value_of("progress"))
+
+    def _value_of(self, name: str) -> Any:
+        """Value of one of the buffers that Python looks at."""
+        if not self._values:
+            self._look_at_buffers()
+        return self._values[name]
+
+    def _look_at_buffers(self) -> None:
+        """Note their values, which waits for the device."""
+        self._values = {name: self.get_buffer(name).cpu().tolist() for name in LOOKED_AT}
+
+    def _set(self, name: str, value: float) -> None:
+        """Set one of these buffers."""
+        self.get_buffer(name).fill_(value)
+        if self._values:
+            self._values[name] = value
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._has_instance_scale = self._local_pattern = self._share_done = None
-        self._is_unit_free = self._local_covariates = None
+        self._values.clear()
 
     @property
     def scales(self) -> TrainingScales:
@@ -347,16 +351,14 @@ class _DDSSMModule(PLForecastingModule):
             for part, value in zip(own, new, strict=True):
                 if isinstance(part, Tensor) and isinstance(value, Tensor):
                     part.copy_(value)
-        self._local_covariates = None
         for part, value in zip(self.instance_floor, floor, strict=True):
             part.copy_(value)
+        self._values.clear()
         if self.decides_scale:
-            self._has_instance_scale = local_pattern is not None
-            self.by_instance.fill_(self._has_instance_scale)
+            self._set("by_instance", local_pattern is not None)
         if local_pattern is not None:
-            self._local_pattern = local_pattern
             for name, value in local_pattern._asdict().items():
-                self.get_buffer(name).fill_(value)
+                self._set(name, value)
 
     # --- Lightning --------------------------------------------------------------------
 
@@ -407,16 +409,16 @@ class _DDSSMModule(PLForecastingModule):
         trainer.strategy.connect(self)
 
     def on_train_start(self) -> None:
-        # the weights may be those of a checkpoint
-        self._share_done, self._loss = self.progress.item(), None
+        # now, since the weights may be those of a checkpoint, and no update has to wait
+        self._look_at_buffers()
+        self._loss = None
 
     def on_train_batch_start(self, batch: TorchTrainingBatch, batch_idx: int) -> None:
         if searches_learning_rate(self.trainer):
             # after the search, the share that is done comes back with the weights
-            self._share_done = SEARCH_SHARE
+            self._set("progress", SEARCH_SHARE)
         else:
-            self._share_done = max(self.share_done, progress(self.trainer))
-        self.progress.fill_(self._share_done)
+            self._set("progress", max(self.share_done, progress(self.trainer)))
         if self.trainer.global_step % CHECK_PERIOD == 0:
             self._check_loss()
 
