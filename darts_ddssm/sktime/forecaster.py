@@ -18,8 +18,10 @@ from darts_ddssm.model import DDSSMModel
 from darts_ddssm.sktime.time_index import (
     Instances,
     Key,
+    check_columns,
     check_observed,
     check_rows,
+    columns_of,
     frequency,
     grid,
     instances,
@@ -155,8 +157,8 @@ class DDSSMForecaster(BaseForecaster):
     ------
     ValueError
         By ``fit``, ``update`` and ``predict``, if an argument is outside its range, an
-        index has no regular frequency, a series has infinite or no values, or ``X`` does
-        not go with ``y``.
+        index has no regular frequency, a series has infinite or no values, ``X`` does not
+        go with ``y``, or columns are in other places than in ``pretrain``.
 
     See Also
     --------
@@ -295,14 +297,38 @@ class DDSSMForecaster(BaseForecaster):
         fh: ForecastingHorizon | None = None,
     ) -> "DDSSMForecaster":
         model = self._untrained_model()
+        series = instances("y", y)
+        covariates = None if X is None else instances("X", X)
         # called again, it goes on from the weights there are
         if hasattr(self, "pretrained_"):
+            self._check_columns(series, covariates)
             self.pretrained_.give_weights(model)
-        series = instances("y", y)
         freq = frequency(rows.index for rows in series.values())
-        self._train(model, series, None if X is None else instances("X", X), freq)
+        self._train(model, series, covariates, freq)
         self.pretrained_ = _Trained(model)
+        self.pretrained_columns_ = {
+            name: columns_of(one)
+            for name, one in (("y", series), ("X", covariates))
+            if one is not None
+        }
         return self
+
+    def _check_columns(self, y: Instances, X: Instances | None) -> None:
+        """Refuse columns in other places than in `pretrain`, by which weights know them.
+
+        They may have other names.
+        """
+        # none are known in forecasters that earlier versions pickled
+        known = getattr(self, "pretrained_columns_", {})
+        for name, given in (("y", y), ("X", X)):
+            if given is not None and name in known:
+                columns, expected = columns_of(given), known[name]
+                is_moved = any(
+                    column in columns and columns.index(column) != i
+                    for i, column in enumerate(expected)
+                )
+                if is_moved or len(columns) != len(expected):
+                    check_columns(name, columns, expected, "pretrain")
 
     def _predict(self, fh: ForecastingHorizon, X: pd.DataFrame | None) -> pd.DataFrame:
         index, columns, paths = self._sample_paths(fh, X)
@@ -344,6 +370,7 @@ class DDSSMForecaster(BaseForecaster):
             "`X` must be passed to both of `pretrain` and `fit` or to neither, got it in "
             f"`{'pretrain' if takes_X else 'fit'}` alone.",
         )
+        self._check_columns(self._seen_y, self._seen_X)
         self._trained = pretrained
 
     def _untrained_model(self) -> DDSSMModel:

@@ -70,15 +70,23 @@ def merged(name: str, old: Instances, new: Instances) -> Instances:
         If the columns differ; ``name`` is that of the argument.
     """
     result = dict(old)
-    expected = list(next(iter(old.values())).columns)
+    check_columns(name, columns_of(new), columns_of(old), "fit")
     for key, rows in new.items():
-        columns = list(rows.columns)
-        check(
-            columns == expected,
-            f"`{name}` must have the columns {expected} as in `fit`, got {columns}.",
-        )
         result[key] = rows.combine_first(old[key]) if key in old else rows
     return result
+
+
+def columns_of(one: Instances) -> list[Any]:
+    """Return the names of the columns, which all instances share."""
+    return list(next(iter(one.values())).columns)
+
+
+def check_columns(name: str, columns: list[Any], expected: list[Any], method: str) -> None:
+    """Refuse columns other than those that a method has had; ``name`` is the argument's."""
+    check(
+        columns == expected,
+        f"`{name}` must have the columns {expected} as in `{method}`, got {columns}.",
+    )
 
 
 def frequency(indices: Iterable[pd.Index]) -> pd.offsets.BaseOffset | None:

@@ -421,6 +421,32 @@ def test_pretraining_and_fit_take_the_same_arguments(forecaster):
     assert forecaster().pretrain(y, X).fit(sine(), signs(LONG)).predict(FH).shape == (3, 1)
 
 
+def test_columns_are_in_the_places_of_pretraining(forecaster):
+    """By which the weights tell them apart."""
+    y = pd.DataFrame({"a": sine()["a"], "b": 9 * sine(seed=1)["a"]})
+    X = pd.concat([signs(LONG).set_axis([name], axis=1) for name in "cd"], axis=1)
+    one = forecaster().pretrain(panel({1: y, 2: y}), panel({1: X, 2: X}))
+    for given, known, name, columns in (
+        (y[["b", "a"]], X, "y", r"\['a', 'b'\] as in `pretrain`, got \['b', 'a'\]"),
+        (y[["a"]], X, "y", r"\['a', 'b'\] as in `pretrain`, got \['a'\]"),
+        (y, X[["d", "c"]], "X", r"\['c', 'd'\] as in `pretrain`, got \['d', 'c'\]"),
+        (y, X.set_axis(["d", "e"], axis=1), "X", r"\['c', 'd'\] as in `pretrain`, got"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` must have the columns {columns}"):
+            # a clone has them too
+            one.clone().fit(given, known)
+        with pytest.raises(ValueError, match=f"`{name}` must have the columns {columns}"):
+            one.pretrain(panel({1: given, 2: given}), panel({1: known, 2: known}))
+    assert one.fit(y, X).predict(FH).shape == (3, 2)
+
+
+def test_columns_may_have_other_names_than_in_pretraining(forecaster):
+    X = panel({1: signs(LONG), 2: signs(LONG)})
+    one = forecaster().pretrain(panel({1: sine(), 2: sine()}), X)
+    known = signs(LONG).set_axis(["p"], axis=1)
+    assert list(one.fit(sine(columns="q"), known).predict(FH).columns) == ["q"]
+
+
 # --- with the rest of sktime ------------------------------------------------------------
 
 
