@@ -40,6 +40,7 @@ from darts_ddssm.estimator.automatic import (
     say_once,
 )
 from darts_ddssm.estimator.data_checks import (
+    check_data,
     check_future_covariates,
     check_instance_norm,
     check_series,
@@ -53,8 +54,8 @@ from darts_ddssm.estimator.distillation import drop_sampler
 from darts_ddssm.estimator.latent_methods import LatentMethods
 from darts_ddssm.estimator.recipe import TrainingRecipe
 from darts_ddssm.estimator.sequences import (
-    checked,
     data_type,
+    in_one_type,
     known_until,
     of_type,
     prolonged,
@@ -667,8 +668,9 @@ class DDSSMModel(LatentMethods):
         stride: int = 1,
     ) -> TorchTrainingDataset:
         dtype = series[0].dtype if self.train_sample is None else data_type(self)
-        series, past_covariates, future_covariates = checked(
-            self, dtype, series, past_covariates, future_covariates
+        # the data are checked with those of any dataset, when training is set up
+        series, past_covariates, future_covariates = in_one_type(
+            dtype, series, past_covariates, future_covariates
         )
         return super()._build_train_dataset(
             series=series,
@@ -688,9 +690,10 @@ class DDSSMModel(LatentMethods):
         stride: int = 0,
         bounds: np.ndarray | None = None,
     ) -> TorchInferenceDataset:
-        series, past_covariates, future_covariates = checked(
-            self, data_type(self), series, past_covariates, future_covariates
+        series, past_covariates, future_covariates = in_one_type(
+            data_type(self), series, past_covariates, future_covariates
         )
+        check_data(self, series, past_covariates, future_covariates)
         if bounds is None and cast(_DDSSMModule, self.model).has_instance_scale:
             number = num_without_scale(series, self.input_chunk_length)
             if number > 0:

@@ -150,7 +150,7 @@ def check_weights(name: str, weights: Any) -> None:
 def check_training_set(
     model: MixedCovariatesTorchModel, name: str, dataset: TorchTrainingDataset
 ) -> None:
-    """Refuse a dataset whose chunks are not those of the model.
+    """Refuse a dataset of other chunks than the model's, or of data that it cannot use.
 
     Parameters
     ----------
@@ -159,9 +159,15 @@ def check_training_set(
     name
         Name of the argument.
     dataset
-        The dataset. An empty one is left to darts, and one of a model that needs no
-        training has input chunks alone.
+        The dataset. Only the series of darts' own datasets are checked. The chunks of an
+        empty one are left to darts, and one of a model that needs no training has input
+        chunks alone.
     """
+    if isinstance(dataset, ShiftedTorchTrainingDataset):
+        known = dataset.past_covariates, dataset.future_covariates
+        _check_one_type(name, [dataset.series, *known])
+        check_data(model, dataset.series, *known)
+        check_weights("sample_weight", dataset.sample_weight)
     if len(dataset) == 0 or not model._requires_training:
         return
     sample = dataset[0]
@@ -176,6 +182,15 @@ def check_training_set(
     for length, got in found.items():
         own = getattr(model, length)
         check(got == own, f"`{name}` must have the model's `{length}`, {own}, got {got}.")
+
+
+def _check_one_type(name: str, given: Sequence[Sequence[TimeSeries] | None]) -> None:
+    """Refuse series with values of several types, which have no common batch."""
+    types = sorted({str(one.dtype) for sequence in given for one in sequence or []})
+    check(
+        len(types) <= 1,
+        f"`{name}` must have values of one type, got `{'`, `'.join(types)}`.",
+    )
 
 
 def training_series(dataset: TorchTrainingDataset) -> Sequence[TimeSeries]:
@@ -242,7 +257,7 @@ def _check_static_covariates(
     """Refuse series of which some have static covariates and others have not."""
     has_some = [one.has_static_covariates for one in series]
     # what it uses is known by its first training
-    is_fitted = model._fit_called
+    is_fitted = model.model is not None
     uses = model.uses_static_covariates if is_fitted else model.considers_static_covariates
     if uses and any(has_some) and not all(has_some):
         raise_log(

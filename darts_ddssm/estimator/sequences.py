@@ -40,6 +40,12 @@ Sample: TypeAlias = TorchInferenceSample
 STEPS = ("past_target", "past_covariates", "historic_future_covariates")
 SLOTS = (*STEPS, "static_covariates")
 
+# Which part of a sample an argument becomes.
+SLOT_OF = {
+    "past_covariates": "past_covariates",
+    "future_covariates": "historic_future_covariates",
+}
+
 
 def prolonged(series: TimeSeries, num_steps: int) -> TimeSeries:
     """Append unknown values to a series."""
@@ -93,21 +99,20 @@ def data_type(model: MixedCovariatesTorchModel) -> np.dtype:
     return model.train_sample.past_target.dtype
 
 
-def checked(
-    model: MixedCovariatesTorchModel,
+def in_one_type(
     dtype: np.dtype,
     series: Sequence[TimeSeries],
     past_covariates: Sequence[TimeSeries] | None,
     future_covariates: Sequence[TimeSeries] | None,
 ) -> tuple[Sequence[TimeSeries], Sequence[TimeSeries] | None, Sequence[TimeSeries] | None]:
-    """Return series and covariates in one type, and refuse what cannot be used in it."""
+    """Return series and their covariates, as many of each, with values in one type."""
     check_one_for_each("past_covariates", past_covariates, series)
     check_one_for_each("future_covariates", future_covariates, series)
-    series = of_type(series, dtype)
-    past_covariates = past_covariates and of_type(past_covariates, dtype)
-    future_covariates = future_covariates and of_type(future_covariates, dtype)
-    check_data(model, series, past_covariates, future_covariates)
-    return series, past_covariates, future_covariates
+    return (
+        of_type(series, dtype),
+        past_covariates and of_type(past_covariates, dtype),
+        future_covariates and of_type(future_covariates, dtype),
+    )
 
 
 def whole_series(
@@ -160,7 +165,8 @@ def whole_series(
             "`series` must have at least `input_chunk_length`, "
             f"{model.input_chunk_length}, steps, got {len(one)} (at sequence index `{i}`).",
         )
-    targets, past, future = checked(model, data_type(model), sequence, past, future)
+    targets, past, future = in_one_type(data_type(model), sequence, past, future)
+    check_data(model, targets, past, future)
     samples = [
         sample_of(model, method, one, past and past[i], future and future[i])
         for i, one in enumerate(targets)
@@ -192,16 +198,22 @@ def sample_of(
     encode
         Whether the covariates of ``add_encoders`` are added.
     """
-    given = {"past_covariates": past_covariates, "future_covariates": future_covariates}
     if encode and model.encoders is not None and model.encoders.encoding_available:
         # those of the whole series, as the start of a forecast would need them; darts
         # asks for the steps of a training window at least. They are added at the start:
         # positions are counted from the end.
         missing = max(chunk_lengths(model).window - len(series), 0)
         blank = np.full((missing, series.n_components), np.nan, dtype=series.dtype)
+        long = series.prepend_values(blank)
+        past_covariates = _with_unknown(
+            model, method, "past_covariates", past_covariates, long, optional
+        )
+        future_covariates = _with_unknown(
+            model, method, "future_covariates", future_covariates, long, optional
+        )
         past, future = model.generate_fit_predict_encodings(
             model.output_chunk_length,
-            [series.prepend_values(blank)],
+            [long],
             past_covariates and [past_covariates],
             future_covariates and [future_covariates],
         )
@@ -214,9 +226,9 @@ def sample_of(
     )
     index = series.time_index
     parts = {"past_target": series.values(copy=False)}
-    for name, slot, covariates in (
-        ("past_covariates", "past_covariates", past_covariates),
-        ("future_covariates", "historic_future_covariates", future_covariates),
+    for name, covariates in (
+        ("past_covariates", past_covariates),
+        ("future_covariates", future_covariates),
     ):
         if covariates is None:
             continue
@@ -232,13 +244,8 @@ def sample_of(
             f"`{name}` must cover `series` from {needed[0]} to {needed[-1]} in "
             f"`{method}()`, got {covariates.start_time()} to {covariates.end_time()}.",
         )
-        parts[slot] = on_index(covariates, index)
-        check_range(name, 0, parts[slot])
-        if slot in optional and given[name] is None:
-            # encodings alone, which darts puts after the user's covariates
-            width = getattr(model.train_sample, slot).shape[1] - parts[slot].shape[1]
-            unknown = ((0, 0), (width, 0))
-            parts[slot] = np.pad(parts[slot], unknown, constant_values=np.nan)
+        parts[SLOT_OF[name]] = on_index(covariates, index)
+        check_range(name, 0, parts[SLOT_OF[name]])
     if model.uses_static_covariates and series.static_covariates is not None:
         static = series.static_covariates_values(copy=False)
         check_range("static_covariates", 0, static)
@@ -259,6 +266,52 @@ def sample_of(
     return sample
 
 
+def _with_unknown(
+    model: MixedCovariatesTorchModel,
+    method: str,
+    name: str,
+    covariates: TimeSeries | None,
+    series: TimeSeries,
+    optional: Sequence[str],
+) -> TimeSeries | None:
+    """Return covariates of the user's, all missing where optional ones are not given.
+
+    darts' transformer of encodings looks for those of training beside them.
+
+    Parameters
+    ----------
+    model
+        A fitted model that has encoders.
+    method, optional
+        As for :func:`sample_of`.
+    name
+        Name of the covariates.
+    covariates
+        What was given.
+    series
+        The series. The result reaches as far beyond its end as darts may ask for.
+
+    Returns
+    -------
+    TimeSeries or None
+        None if there were no such covariates in training.
+    """
+    slot = SLOT_OF[name]
+    trained = getattr(model.train_sample, slot)
+    width = 0 if trained is None else trained.shape[1]
+    # `past_components` of the encoders, or `future_components`
+    width -= len(getattr(model.encoders, name.replace("covariates", "components")))
+    if width == 0 or covariates is not None:
+        return covariates
+    check(
+        slot in optional,
+        f"`{name}` must be given to `{method}()`, as in training, got `None`.",
+    )
+    num_steps = len(series) + model.output_chunk_shift + model.output_chunk_length
+    index = generate_index(series.start_time(), length=num_steps, freq=series.freq)
+    return TimeSeries(times=index, values=np.full((num_steps, width, 1), np.nan))
+
+
 def blank_series(
     model: MixedCovariatesTorchModel,
     num_steps: int,
@@ -276,7 +329,8 @@ def blank_series(
     covariates
         The series starts with them, or if there are none with the training series.
     static_covariates
-        Its static covariates, or None for those of the training series if there was one.
+        Its static covariates, or None for those of the training series if there was one,
+        as the metadata are.
     """
     size = model.train_sample.past_target.shape[1]
     example = model._example
@@ -286,14 +340,19 @@ def blank_series(
     times = example if covariates is None else covariates
     freq = times.freq if model._example is None else example.freq
     index = generate_index(times.start_time(), length=num_steps, freq=freq)
-    if static_covariates is None and model.training_series is not None:
-        static_covariates = example.static_covariates
+    metadata = None
+    if model.training_series is not None:
+        # what is said of one of several series does not hold for a new one
+        metadata = example.metadata
+        if static_covariates is None:
+            static_covariates = example.static_covariates
     return TimeSeries(
         times=index,
         values=np.full((num_steps, size, 1), np.nan, dtype=data_type(model)),
         components=example.components,
         static_covariates=static_covariates,
         hierarchy=example.hierarchy,
+        metadata=metadata,
     )
 
 

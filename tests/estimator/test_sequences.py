@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from darts import TimeSeries
+from darts.dataprocessing.transformers import Scaler
 from darts.utils.timeseries_generation import datetime_attribute_timeseries
 
 from darts_ddssm import DDSSMModel
@@ -24,6 +25,7 @@ from darts_ddssm.estimator.spans import (
     stretches,
 )
 from tests.helpers import (
+    CALENDAR,
     COVARIATES,
     GAPS,
     INPUT,
@@ -84,6 +86,14 @@ def test_training_series_and_its_covariates_are_remembered(kind, question):
 @cache
 def several() -> DDSSMModel:
     return tiny_model(n_epochs=1).fit([SERIES, noisy_sine(seed=1)])
+
+
+def test_simulations_keep_what_is_said_of_the_training_series():
+    """Of one; what is said of the first of several does not hold for a new one."""
+    one, other = (SERIES.with_metadata({"shop": i}) for i in (1, 2))
+    model = tiny_model(n_epochs=1).fit(one)
+    assert model.simulate(3).metadata == model.predict(3).metadata == {"shop": 1}
+    assert tiny_model(n_epochs=1).fit([one, other]).simulate(3).metadata is None
 
 
 @questions
@@ -791,3 +801,34 @@ def test_past_covariates_beside_encoders_are_optional(call):
     """Unknown where they are not given, as without encoders."""
     drawn = SCRATCH[call](model_of("everything"), future_covariates=FUTURE)
     assert np.isfinite(values(drawn)).all()
+
+
+@cache
+def of_scaled_encodings() -> DDSSMModel:
+    """Return a model whose encodings are scaled beside both kinds of covariates."""
+    encoders = CALENDAR | {"transformer": Scaler()}
+    model = tiny_model(n_epochs=1, add_encoders=encoders)
+    return model.fit(SERIES, past_covariates=PAST, future_covariates=FUTURE)
+
+
+@pytest.mark.parametrize(
+    "call, given",
+    [
+        ("simulate", {"future_covariates": FUTURE}),
+        ("sample_transition", {"past_covariates": PAST}),
+        ("sample_transition", {"future_covariates": FUTURE}),
+    ],
+)
+def test_covariates_beside_scaled_encodings_are_optional(call, given):
+    drawn = SCRATCH[call](of_scaled_encodings(), **given)
+    assert np.isfinite(values(drawn)).all()
+
+
+def test_other_covariates_beside_encodings_must_be_given():
+    """As without encodings, where darts says so."""
+    needed = "must be given to `{}[(][)]`, as in training, got `None`"
+    for model in (of_scaled_encodings(), model_of("everything")):
+        with refused("`future_covariates` " + needed.format("simulate")):
+            model.simulate(4)
+        with refused("`past_covariates` " + needed.format("impute")):
+            model.impute(SERIES, future_covariates=FUTURE)

@@ -12,6 +12,7 @@ from darts.utils.data import (
     TorchTrainingDataset,
 )
 from darts.utils.data.torch_datasets.utils import TorchTrainingSample
+from darts.utils.likelihood_models.torch import PoissonLikelihood
 from pytorch_lightning.callbacks import Callback
 
 from darts_ddssm import DDSSMModel
@@ -242,17 +243,19 @@ def test_which_windows_are_trained_on(tiny):
     assert sizes(dataloader_kwargs={"batch_size": 20, "drop_last": True}) == [20] * 3
 
 
+LENGTHS = {"input_chunk_length": 12, "output_chunk_length": 6}
+
+
 @pytest.mark.darts_compat
 def test_datasets_in_place_of_series(tiny):
     series = noisy_sine()
-    lengths = {"input_chunk_length": 12, "output_chunk_length": 6}
-    dataset = SequentialTorchTrainingDataset(series=series, **lengths)
+    dataset = SequentialTorchTrainingDataset(series=series, **LENGTHS)
     models = [tiny().fit_from_dataset(dataset, val_dataset=dataset) for _ in range(2)]
     expected, same_seed = (
         m.predict(6, series, num_samples=3, random_state=1) for m in models
     )
     assert same(expected, same_seed)
-    ahead = SequentialTorchInferenceDataset(series=series, n=6, **lengths)
+    ahead = SequentialTorchInferenceDataset(series=series, n=6, **LENGTHS)
     (forecast,) = models[0].predict_from_dataset(6, ahead, num_samples=3, random_state=1)
     assert same(forecast, expected)
 
@@ -263,7 +266,7 @@ def test_datasets_in_place_of_series(tiny):
 )
 @pytest.mark.parametrize("name", ["train_dataset", "val_dataset"])
 def test_datasets_have_the_chunks_of_the_model(tiny, name, length, got):
-    lengths = {"input_chunk_length": 12, "output_chunk_length": 6, "output_chunk_shift": 0}
+    lengths = LENGTHS | {"output_chunk_shift": 0}
     sets = {
         "train_dataset": SequentialTorchTrainingDataset(series=noisy_sine(), **lengths),
         name: SequentialTorchTrainingDataset(
@@ -273,6 +276,47 @@ def test_datasets_have_the_chunks_of_the_model(tiny, name, length, got):
     match = f"`{name}` must have the model's `{length}`, {lengths[length]}, got {got}"
     with pytest.raises(ValueError, match=match):
         tiny().fit_from_dataset(**sets)
+
+
+def with_one(value: float) -> TimeSeries:
+    """Return a series with one strange value."""
+    values = noisy_sine().values()
+    values[5] = value
+    return noisy_sine().with_values(values)
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "val_dataset"])
+@pytest.mark.parametrize(
+    "given, arguments, match",
+    [
+        ({"series": with_one(np.inf)}, {}, "`series` must be finite or NaN"),
+        ({"series": noisy_sine() * np.nan}, {}, "`series` must have observed values"),
+        (
+            {"series": noisy_sine()},
+            {"likelihood": PoissonLikelihood()},
+            "`series` must lie in the support of `PoissonLikelihood",
+        ),
+        ({"past_covariates": with_one(np.inf)}, {}, "`past_covariates` must be finite"),
+        ({"future_covariates": with_one(1e37)}, {}, "`future_covariates` must be within"),
+        ({"sample_weight": with_one(np.inf)}, {}, "`sample_weight` must be finite"),
+        (
+            {"past_covariates": noisy_sine().astype(np.float64)},
+            {},
+            "`train_dataset` must have values of one type, got `float32`, `float64`",
+        ),
+    ],
+)
+def test_data_of_datasets_are_checked(tiny, name, given, arguments, match):
+    """As those of `fit()`."""
+    plain = {key: noisy_sine() for key in ("series", *given)}
+    if arguments:
+        plain["series"] = noisy_sine() * 0 + 1
+    sets = {
+        key: SequentialTorchTrainingDataset(**plain | known, **LENGTHS)
+        for key, known in (("train_dataset", {}), (name, given))
+    }
+    with pytest.raises(ValueError, match=match.replace("train_dataset", name)):
+        tiny(**arguments).fit_from_dataset(**sets)
 
 
 class OwnDataset(TorchTrainingDataset):
