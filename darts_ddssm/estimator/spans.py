@@ -79,6 +79,7 @@ def overlapping_windows(
         start = max(min(first - margin, end - length), 0)
         end += max(-(-(start + length - end) // patch), 0) * patch
         if model.model.has_instance_scale:
+            start = _start_with_most_values(model, ~missing, start, first)
             start = _start_with_values(model, ~missing, start)
         spans.append(Span(start, min(end, num_steps), first, last))
         first = last
@@ -139,6 +140,34 @@ def stretches(model: MixedCovariatesTorchModel, missing: np.ndarray) -> list[Spa
             begin = _start_with_values(model, needed, begin)
         spans.append(Span(begin, end, start, end))
     return spans
+
+
+def _start_with_most_values(
+    model: MixedCovariatesTorchModel, known: np.ndarray, start: int, first: int
+) -> int:
+    """Move the start of a window back until its input chunk has the most values it can.
+
+    A scale of few values is a poor one. The earliest chunk is that which a forecast from
+    the first answer would have.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    known
+        Whether values of the series are known, (T, C).
+    start
+        The start of the window.
+    first
+        The first step whose answer counts.
+    """
+    length = model.input_chunk_length
+    starts = np.arange(max(min(first - length, start), 0), start + 1)
+    num_before = np.pad(known.sum(1).cumsum(), (1, 0))
+    number = num_before[np.minimum(starts + length, len(known))] - num_before[starts]
+    # the latest of those that have the most
+    latest: int = starts[number == number.max()][-1]
+    return latest
 
 
 def _start_with_values(

@@ -377,6 +377,33 @@ def test_gap_is_in_one_window(gap, every):
         assert not missing[span.start : span.start + INPUT].all()
 
 
+@pytest.mark.parametrize("gap", [slice(40, 52), slice(40, 70), slice(25, 27)])
+def test_window_takes_its_scale_of_as_many_values_as_a_forecast_would(gap):
+    model = fitted(use_reversible_instance_norm=True)
+    missing = np.zeros((100, 1), dtype=bool)
+    missing[gap] = True
+    for span in overlapping_windows(model, missing):
+        own = missing[span.start : span.start + INPUT].sum()
+        assert own <= missing[max(span.first - INPUT, 0) : span.first].sum()
+
+
+def test_long_gap_is_filled_at_a_level_as_certain_as_that_of_a_forecast():
+    """In noise, of which an input chunk tells more than the few values before a gap."""
+    x = (10 + 3 * np.random.default_rng(0).standard_normal((480, 1))).astype(np.float32)
+    model = tiny_model(use_reversible_instance_norm=True, transition="gaussian", n_epochs=2)
+    model.fit(TimeSeries.from_values(x))
+    parts = [TimeSeries.from_values(part) for part in np.split(x, 10)]
+    how = {"num_samples": 50, "random_state": 0}
+    ahead = model.predict(12, [part[:30] for part in parts], **how)
+    filled = model.impute([with_gaps(part, slice(30, 42)) for part in parts], **how)
+    errors = [
+        np.std([one.all_values()[-12:].mean() - 10 for one in each])
+        for each in (ahead, [one[30:42] for one in filled])
+    ]
+    # three times the values tell the level with 0.6 of the error
+    assert errors[1] < 1.3 * errors[0]
+
+
 def test_component_that_is_missing_for_long_is_in_many_windows():
     """The others are known beside it; a short gap of it is in one."""
     model = fitted(use_reversible_instance_norm=True, num_components=2)
